@@ -11,7 +11,7 @@ CHAIN = 1024  # longest sum taken in the input's own precision
 
 def check_array(name, value, ndim=None):
     """Raise TypeError unless `value` is an array of floats, ValueError
-    unless it has `ndim` axes (None: at least two)."""
+    unless it has `ndim` axes (None: at least two) and some values."""
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         got = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"{name} must be a NumPy array of float16, float32 "
@@ -21,6 +21,8 @@ def check_array(name, value, ndim=None):
             f"{ndim} axes")
         raise ValueError(
             f"{name} must have {allowed}, got shape {value.shape}")
+    if value.size == 0:
+        raise ValueError(f"{name} must not be empty, got shape {value.shape}")
 
 
 def check_batch(x, gamma, beta, eps):
@@ -34,7 +36,7 @@ def check_batch(x, gamma, beta, eps):
                              f"({x.shape[1]},), got {value.shape}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    if x.size < 2 * x.shape[1] or x.size == 0:
+    if x.size == x.shape[1]:
         raise ValueError("x must have more than 1 value a channel in "
                          f"training, got shape {x.shape}")
 
@@ -360,7 +362,8 @@ def check_options(num_features, eps, momentum, dtype):
     def is_number(v):
         return isinstance(v, (int, float, np.number)) and v is not True
 
-    if not isinstance(num_features, (int, np.integer)) or num_features < 1:
+    if not isinstance(num_features, (int, np.integer)) or (
+            num_features is True or num_features < 1):
         raise ValueError("num_features must be an integer of at least 1, "
                          f"got {num_features!r}")
     if not is_number(eps) or not eps > 0:

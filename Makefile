@@ -1,0 +1,44 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1 PYTHONPATH := $(CURDIR) PYDEVD_DISABLE_FILE_VALIDATION := 1
+export OMP_NUM_THREADS := 1 OPENBLAS_NUM_THREADS := 1 MKL_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book serve test run lib check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+book: .venv/site ## build the site into _build/html (sets up first)
+	@$(BIN)/python -m tools.site
+
+serve: book ## build the site, then serve it on this machine only
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+test: .venv/all book ## run every test: library, notebooks, site
+	@$(BIN)/python -m tools.test
+
+run: .venv/all ## execute changed notebooks and store their outputs
+	@$(BIN)/python -m tools.run $(ARGS)
+
+lib: .venv/all ## write normlab's modules from the chapters
+	@$(BIN)/python -m tools.lib
+
+check: .venv/all ## the quick gate, in seconds
+	@$(BIN)/python -m tools.check
+
+bench: .venv/all ## speed and accuracy beside peers, into records/
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove what was built, the environment too
+	rm -rf .venv .cache _build book/assets/vendor
+
+.venv/python: tools/setup.sh
+	@sh tools/setup.sh venv $(PYTHON)
+
+.venv/site: .venv/python requirements/site.txt requirements/constraints.txt requirements/package-lock.json
+	@sh tools/setup.sh site
+
+.venv/all: .venv/site requirements/lab.txt requirements/test.txt pyproject.toml
+	@sh tools/setup.sh all

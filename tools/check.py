@@ -1,0 +1,205 @@
+"""The quick gate: what must hold of every chapter and page, in seconds.
+
+Usage: python -m tools.check
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from markdown_it import MarkdownIt
+from pybtex.database import parse_file
+
+from normlab.lab.claims import KEY as CLAIM
+from normlab.lab.claims import line as claim_line
+from tools import notebooks as book
+from tools.links import anchors, equations, links, tags
+
+LINES, COLUMNS = 25, 79
+VERDICTS = ("true", "partly", "false")
+ROLE = re.compile(r"\{[a-zA-Z:_-]+\}`|^\s*(```+|~~~+|:::+)\s*\{", re.M)
+SETUP = """\
+# Installs the book's library, normlab, where it is missing (Colab).
+import importlib.util
+import subprocess
+import sys
+
+SOURCE = "git+{url}"
+if importlib.util.find_spec("normlab") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    if subprocess.run([*pip, f"normlab @ {{SOURCE}}"]).returncode:
+        sys.exit("normlab is missing and could not be installed: "
+                 f"pip install 'normlab @ {{SOURCE}}'")"""
+
+
+def repository(root=book.ROOT):
+    """The address named once, in _config.yml."""
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    return config["repository"]["url"]
+
+
+def check_runs(name, nb):
+    """Every cell was run, and nobody has edited code or outputs since."""
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip() and cell.execution_count is None:
+            yield f"{name} cell {i} has no execution count: `make run`"
+        for out in cell.outputs:
+            if out.output_type == "error":
+                yield f"{name} cell {i} holds an error: {out.evalue}"
+            if out.get("name") == "stderr":
+                yield f"{name} cell {i} wrote to stderr: {out.text[:60]!r}"
+    stored = nb.metadata.get(book.KEY, {})
+    if stored.get("code") != book.code_digest(nb):
+        yield f"{name}: the code has changed since it was run: `make run`"
+    if stored.get("outputs") != book.output_digest(nb):
+        yield f"{name}: an output is not what was run: `make run`"
+
+
+def check_cells(name, nb):
+    """Cells are short and narrow, and the first is the setup cell."""
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type != "code":
+            continue
+        lines = cell.source.split("\n")
+        if len(lines) > LINES:
+            yield f"{name} cell {i} has {len(lines)} lines, {LINES} allowed"
+        if max(map(len, lines)) > COLUMNS:
+            yield f"{name} cell {i} is wider than {COLUMNS} columns"
+    first = next((c for c in nb.cells if c.cell_type == "code"), None)
+    if first is None or first.source != SETUP.format(url=repository()):
+        yield (f"{name}: the first code cell is not the setup cell for "
+               f"{repository()} (tools/check.py holds its text)")
+
+
+def check_figures(name, nb):
+    """Every figure has alt text."""
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type == "markdown":
+            if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"]+)",
+                         cell.source):
+                yield f"{name} cell {i}: an image has no alt text"
+            continue
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        if len(alt) < 15 and any(
+                "image/png" in o.get("data", {}) for o in cell.outputs):
+            yield f"{name} cell {i}: its figure has no alt text"
+
+
+def check_markdown(name, nb):
+    """Only Markdown that every reader of notebooks shows."""
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type == "markdown" and ROLE.search(cell.source):
+            found = ROLE.search(cell.source).group().strip()
+            yield f"{name} cell {i}: MyST role or directive {found!r}"
+
+
+def claims(nb):
+    """The records that the claims of a notebook left, with their text."""
+    for cell in book.code_cells(nb):
+        for out in cell.outputs:
+            record = out.get("metadata", {}).get(CLAIM)
+            if record:
+                yield record, out.data["text/plain"]
+
+
+def check_evidence(registry, nbs, keys):
+    """Registry and chapters name the same claims, in the same chapters."""
+    listed = {}
+    for entry in registry:
+        name = entry["id"]
+        if name in listed:
+            yield f"evidence.yml lists {name} twice"
+        listed[name] = entry
+        if entry.get("verdict") not in VERDICTS:
+            yield f"evidence.yml: {name} has verdict {entry.get('verdict')!r}"
+        for field in ("statement", "who", "chapter"):
+            if not entry.get(field):
+                yield f"evidence.yml: {name} has no {field}"
+        for key in set(entry.get("cite", [])) - keys:
+            yield f"evidence.yml: {name} cites {key}, not in references.bib"
+    seen = {}
+    for chapter, nb in nbs.items():
+        for record, text in claims(nb):
+            name = record["id"]
+            if text.strip("'") != claim_line(record):
+                yield f"{chapter}: claim {name} prints what it didn't measure"
+            if name in seen:
+                yield f"{chapter}: claim {name} stands in {seen[name]} too"
+            seen[name] = chapter
+            if listed.get(name, {}).get("chapter") != chapter:
+                yield f"{chapter}: claim {name} is not in evidence.yml as its"
+    for name in sorted(set(listed) - set(seen)):
+        yield f"evidence.yml lists {name}, which no chapter claims"
+
+
+def check_links(pages):
+    """Links, citation keys and equation numbers lead somewhere."""
+    found, ids = {}, {path: anchors(text) for path, text in pages.items()}
+    bib = set(parse_file(book.ROOT / "book/references.bib").entries)
+    ids[book.ROOT / "book/bibliography.md"] |= bib
+    for path, text in pages.items():
+        for tag in tags(text):
+            if tag in found:
+                yield f"{path.name}: equation {tag} is in {found[tag]} too"
+            found[tag] = path.name
+    for path, text in pages.items():
+        for number in sorted(equations(text) - set(found)):
+            yield f"{path.name}: there is no equation ({number})"
+        for target in links(text):
+            file, _, anchor = target.partition("#")
+            to = (path.parent / file).resolve() if file else path
+            if not to.exists():
+                yield f"{path.name}: the link {target} leads nowhere"
+            elif anchor and anchor not in ids.get(to, {anchor}):
+                yield f"{path.name}: there is no {anchor} in {to.name}"
+
+
+def check_pages(pages):
+    """Figures in the prose pages have alt text."""
+    md = MarkdownIt("commonmark")
+    for path, text in pages.items():
+        for token in md.parse(text):
+            for child in token.children or []:
+                if child.type == "image" and not child.content:
+                    yield f"{path.name}: an image has no alt text"
+
+
+def problems():
+    """Everything that is wrong with the book, in words."""
+    nbs = {p.stem: book.read(p) for p in book.chapters()}
+    pages = {p: p.read_text() for p in (book.ROOT / "book").glob("*.md")}
+    for name, nb in nbs.items():
+        for check in (check_runs, check_cells, check_figures, check_markdown):
+            yield from check(name, nb)
+    yield from check_pages(pages)
+    for p in book.chapters():
+        pages[p] = "\n\n".join(c.source for c in nbs[p.stem].cells
+                               if c.cell_type == "markdown")
+    yield from check_links(pages)
+    registry = yaml.safe_load(
+        (book.ROOT / "book/evidence.yml").read_text()) or []
+    keys = set(parse_file(book.ROOT / "book/references.bib").entries)
+    yield from check_evidence(registry, nbs, keys)
+
+
+def main():
+    """Print what is wrong; exit 1 if anything is."""
+    bad = list(problems())
+    for text in bad:
+        print(text)
+    tools = [[sys.executable, "-m", "tools.lib", "--check"],
+             [str(Path(sys.executable).with_name("ruff")), "check", "-q",
+              "--no-cache", "."]]
+    codes = [subprocess.run(t, cwd=book.ROOT).returncode for t in tools]
+    if bad or any(codes):
+        sys.exit(f"`make check` found {len(bad) + sum(map(bool, codes))} "
+                 "problems, listed above")
+    print("The book holds together.")
+
+
+if __name__ == "__main__":
+    main()

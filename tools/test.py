@@ -1,0 +1,29 @@
+"""Run every test: the gate, the library, the notebooks, the site.
+
+Usage: python -m tools.test
+"""
+
+import subprocess
+import sys
+
+from tools import colab
+from tools.notebooks import ROOT
+
+
+def main():
+    """Stop at the gate if it fails; else run all of pytest's tests."""
+    if subprocess.run([sys.executable, "-m", "tools.check"]).returncode:
+        sys.exit("Mend what is listed above, then `make test` again")
+    colab.main()
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--nbval",
+               "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-ra",
+               "tests", "notebooks", *sys.argv[1:]]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code:
+        sys.exit("A test failed: its name, input and difference stand above. "
+                 "After a change to a chapter, `make run` stores its new "
+                 "outputs")
+
+
+if __name__ == "__main__":
+    main()
