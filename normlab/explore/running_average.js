@@ -85,7 +85,7 @@ export function path(values, toX, toY) {
 const W = 440, LEFT = 34, RIGHT = 8, HEIGHT = 150;
 const PANELS = [
   { title: "mean", top: 26, low: -2, high: 10, ticks: [0, 2, 4, 6, 8] },
-  { title: "variance", top: 216, low: 0, high: 12, ticks: [0, 4, 8, 12] },
+  { title: "variance", top: 228, low: 0, high: 12, ticks: [0, 4, 8, 12] },
 ];
 const COLOURS = ["nl-after", "nl-before"];
 
@@ -107,7 +107,8 @@ function axes(panel, steps) {
   const columns = [0, half(steps), steps].map((t) => {
     const x = toX(Math.min(t, steps - 1));
     const anchor = t === steps ? "end" : "middle";
-    return `<text x="${x}" y="${bottom + 16}" text-anchor="${anchor}">${t}</text>`;
+    return `<text x="${x}" y="${bottom + 16}" text-anchor="${anchor}">` +
+      `${t}</text>`;
   });
   return rows.join("") + columns.join("") +
     `<path class="nl-axis" d="M${LEFT} ${bottom}H${right}"/>` +
@@ -144,19 +145,23 @@ function drawing(state) {
   const flat = c.truth.map(() => STD * STD);
   return axes(upper, n) + curves(upper, n, c.means, c.truth, c.runningMean) +
     axes(lower, n) + curves(lower, n, c.stored, flat, c.runningVar) +
-    `<text x="${W / 2}" y="404" text-anchor="middle">step</text>`;
+    `<text x="${W / 2}" y="416" text-anchor="middle">step</text>`;
 }
 
-function rows(state) {
-  const c = compute(state);
-  return c.momenta.map((p, k) => {
-    const cells = [
-      stepsTo(0.1, p), `±${noise(p, state.batchSize).toFixed(2)}`,
-      c.runningMean[k].at(-1).toFixed(2), c.runningVar[k].at(-1).toFixed(2),
-    ];
-    return `<tr><th scope="row"><span class="nl-inked ${COLOURS[k]}">` +
-      `${p}</span></th><td>${cells.join("</td><td>")}</td></tr>`;
-  }).join("");
+function table(state) {
+  const c = compute(state), two = (v) => v.toFixed(2);
+  const head = c.momenta.map((p, k) =>
+    `<th scope="col"><span class="nl-inked ${COLOURS[k]}">${p}</span></th>`);
+  const rows = [
+    ["steps to 90 % of a jump", c.momenta.map((p) => stepsTo(0.1, p))],
+    ["trembling of the mean",
+      c.momenta.map((p) => `±${two(noise(p, state.batchSize))}`)],
+    ["running mean at the end", c.runningMean.map((r) => two(r.at(-1)))],
+    ["running variance at the end", c.runningVar.map((r) => two(r.at(-1)))],
+  ].map(([name, cells]) => `<tr><th scope="row">${name}</th>` +
+    `<td>${cells.join("</td><td>")}</td></tr>`);
+  return `<thead><tr><th scope="row">momentum</th>${head.join("")}</tr>` +
+    `</thead><tbody>${rows.join("")}</tbody>`;
 }
 
 // One sentence that says what the drawing shows.
@@ -177,7 +182,7 @@ function unreached({ steps }, momentum) {
 }
 
 const TEMPLATE = `<div class="nl-figure">
-<svg viewBox="0 0 ${W} 410" role="img" style="max-width:36rem"
+<svg viewBox="0 0 ${W} 422" role="img" style="max-width:36rem"
  aria-label="Batch means and variances as dots, the truth dashed, and two
  running averages"></svg>
 <div class="nl-soft">Dots: batches (at the edge if beyond it). Dashed: the
@@ -199,10 +204,7 @@ truth. Lines: running averages, from 0 and 1.</div>
  </select></label></div>
 <div class="nl-buttons"><button type="button" data-act="seed">New draw</button>
 <button type="button" data-act="reset">Start again</button></div>
-<div class="nl-table"><table><thead><tr><th scope="col">momentum</th>
-<th scope="col">steps to 90 % of a jump</th>
-<th scope="col">mean trembles by</th><th scope="col">running mean</th>
-<th scope="col">running variance</th></tr></thead><tbody></tbody></table></div>
+<div class="nl-table"><table></table></div>
 <div class="nl-status" role="status"></div></div>`;
 
 // A slider's positions stand for these values of its trait.
@@ -234,7 +236,7 @@ function show(model, root) {
     select.value = String(model.get(select.dataset.key));
   }
   root.querySelector("svg").innerHTML = drawing(state);
-  root.querySelector("tbody").innerHTML = rows(state);
+  root.querySelector("table").innerHTML = table(state);
   root.querySelector(".nl-status").textContent = sentence(state);
 }
 

@@ -85,8 +85,8 @@ export function summary(state) {
 // eigenvalue.
 export function verdict(turn) {
   if (turn >= 2) {
-    return "The learning rate is at or above its limit: each step lands "
-      + "further up the other side of the valley, and the loss grows.";
+    return "The learning rate is too large: each step lands further up the "
+      + "other side of the valley, and the loss grows.";
   }
   if (turn > 1) {
     return "Each step crosses the valley's floor: the path zigzags.";

@@ -60,12 +60,13 @@ def line(record):
 
 
 def show(value):
-    """A value in three digits; below 1e-6 only its power of ten, since
-    rounding errors differ from machine to machine."""
+    """A value in three digits. What is below 1e-6 is rounding error and
+    differs from machine to machine: only a bound on it is shown."""
     if isinstance(value, list):
         return "/".join(show(v) for v in value)
     if not isinstance(value, float):
         return str(value)
-    if 0 < abs(value) < 1e-6:
-        return f"below 1e{math.floor(math.log10(abs(value))) + 1}"
+    for bound in ("1e-12", "1e-9", "1e-6"):
+        if abs(value) < float(bound):
+            return f"below {bound}"
     return f"{value:.3g}"

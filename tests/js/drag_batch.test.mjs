@@ -53,11 +53,17 @@ test("epsilon shrinks the spread by sigma / sqrt(sigma^2 + eps)", () => {
   assert.ok(Math.abs(variance - 0.5) < 1e-12);
 });
 
+test("shift, scale and flip fit on the line, one after the other", () => {
+  const { shift, double, flip } = ACTIONS;
+  for (const batch of [shift(BATCH), double(shift(BATCH)),
+    flip(double(shift(BATCH)))]) assert.ok(allowed(batch));
+});
+
 test("a button is refused where points leave the line or are too many", () => {
   assert.ok(allowed(ACTIONS.double(BATCH)));
-  assert.ok(!allowed(ACTIONS.double([1, 11])));
+  assert.ok(!allowed(ACTIONS.double([1, 13])));
   assert.ok(!allowed(ACTIONS.outlier(new Array(MOST).fill(0))));
-  assert.ok(Math.abs(ACTIONS.outlier([19, 19])[2]) <= REACH);
+  assert.ok(Math.abs(ACTIONS.outlier([22, 22])[2]) <= REACH);
 });
 
 test("no two near points lie on one level", () => {
@@ -75,7 +81,8 @@ test("the verdict says whether x-hat moved", () => {
 test("numbers as they are printed", () => {
   assert.equal(number(-0.001), "0.00");
   assert.equal(number(-1.5), "−1.50");
-  assert.equal(clamp(21, -REACH, REACH), REACH);
+  assert.equal(clamp(REACH + 1, -REACH, REACH), REACH);
   assert.equal(epsText(-5), "1e−5");
-  assert.equal(epsText(0), "1");
+  assert.equal(epsText(0.5), "3.2");
+  assert.equal(epsText(2), "100");
 });

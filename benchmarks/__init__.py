@@ -1,0 +1,1 @@
+"""Speed and accuracy of the book's layers, beside their peers."""

@@ -1,0 +1,135 @@
+"""Every page in a real browser: it is whole, and it is on its own."""
+
+import re
+
+import pytest
+import yaml
+from conftest import ROOT, SITE, pages
+
+PAGES = pages()
+CHAPTERS = [p for p in PAGES if p.startswith("notebooks/")]
+KNOWN = "Got invalid theme mode"  # the theme logs it, harmlessly
+
+
+def test_every_page_of_the_contents_was_built():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = [toc["root"]] + [c["file"] for part in toc["parts"]
+                             for c in part["chapters"]]
+    assert [f"{f}.html" for f in sorted(files)] == PAGES
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole_and_asks_nobody_else(page, site, name):
+    foreign, failed, errors = [], [], []
+    page.on("request", lambda r: r.url.startswith(
+        (site, "data:", "blob:")) or foreign.append(r.url))
+    page.on("response", lambda r: r.status < 400 or failed.append(r.url))
+    page.on("pageerror", lambda e: errors.append(e.message))
+    page.on("console", lambda m: m.type != "error" or KNOWN in m.text
+            or errors.append(m.text))
+    page.goto(site + name)
+    page.wait_for_load_state("networkidle")
+    assert not foreign
+    assert not failed
+    assert not errors
+    assert page.locator(".katex-error").count() == 0
+    text = page.locator("article").inner_text()
+    assert "\\frac" not in text and "{ref}" not in text
+    assert page.locator("article img:not([alt]), article img[alt='']"
+                        ).count() == 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_fits_a_phone(page, site, name):
+    page.set_viewport_size({"width": 360, "height": 780})
+    page.goto(site + name)
+    page.wait_for_load_state("networkidle")
+    wide = page.evaluate("""() => {
+      const inside = e => { for (; e; e = e.parentElement) {
+        const o = getComputedStyle(e).overflowX;
+        if (o === 'auto' || o === 'scroll' || o === 'hidden') return true; }
+        return false; };
+      return [...document.querySelectorAll('article *')].filter(
+        e => e.getBoundingClientRect().right > innerWidth + 1
+             && e.getClientRects().length && !inside(e))
+        .map(e => e.outerHTML.slice(0, 120)).slice(0, 5); }""")
+    assert not wide
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_opens_in_colab(page, site, name):
+    page.goto(site + name)
+    links = page.eval_on_selector_all(
+        "a[href*='colab.research.google.com']", "e => e.map(a => a.href)")
+    assert any(link.endswith(name.replace(".html", ".ipynb"))
+               for link in links)
+
+
+def test_links_within_the_book_lead_somewhere():
+    ids = {}
+
+    def anchors(path):
+        if path not in ids:
+            ids[path] = set(re.findall(r'\bid="([^"]+)"', path.read_text()))
+        return ids[path]
+
+    for name in PAGES:
+        here = SITE / name
+        article = here.read_text().split("<article", 1)[1].split(
+            "</article>", 1)[0]
+        for href in re.findall(r'href="([^"]+)"', article):
+            if re.match(r"[a-z]+:", href):
+                continue
+            file, _, anchor = href.partition("#")
+            to = (here.parent / file).resolve() if file else here
+            assert to.exists(), f"{name} links to {href}"
+            if anchor and to.suffix == ".html":
+                assert anchor in anchors(to), f"{name} links to {href}"
+
+
+def test_equations_are_linked_by_number(page, site):
+    page.goto(site + "notebooks/03-backward.html")
+    link = page.locator("article a[href*='#equation-']").first
+    target = link.get_attribute("href").split("#")[1]
+    number = target.removeprefix("equation-").replace("-", ".")
+    assert link.inner_text() == f"({number})"
+    link.click()
+    assert f"({number})" in page.locator(
+        f"[id='{target}'] .katex-html").inner_text()
+
+
+def test_evidence_lists_every_claim_and_leads_to_its_cell(page, site):
+    claims = yaml.safe_load((ROOT / "book/evidence.yml").read_text())
+    assert len(claims) >= 40
+    page.goto(site + "book/evidence.html")
+    text = page.locator("article").inner_text()
+    for claim in claims:
+        assert page.locator(f"[id='claim-{claim['id']}']").count() == 1
+    assert text.count("Measured:") == len(claims)
+    page.locator("article a:text-is('the cell')").first.click()
+    page.wait_for_load_state()
+    assert page.locator(":target.claim").count() == 1
+
+
+def test_search_finds_a_word(page, site):
+    page.goto(site + "search.html?q=projector")
+    page.locator("#search-results li a").first.wait_for()
+    assert page.locator("#search-results li a").count() >= 2
+
+
+def test_the_dark_theme_is_dark(page, site):
+    page.emulate_media(color_scheme="dark")
+    page.goto(site + "book/intro.html")
+    colour = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60
+
+
+def test_icons_are_drawn(page, site):
+    page.goto(site + "notebooks/02-forward.html")
+    page.locator("button.theme-switch-button svg").first.wait_for()
+    bare = page.evaluate("""() => [...document.querySelectorAll(
+      'i[class*="fa-"], svg.svg-inline--fa')].filter(
+      e => e.tagName === 'I' || e.querySelector('path').getAttribute('d')
+           .length < 10).map(e => e.outerHTML.slice(0, 100))""")
+    assert not bare
