@@ -1,6 +1,6 @@
 """Measure the layers beside their peers, and write records/bench-*.json.
 
-Usage: python -m benchmarks [speed|accuracy|all] [--rounds N]
+Usage: python -m benchmarks [speed|accuracy|book|all] [--rounds N]
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 
 # Each part is a module benchmarks.<part> with main(rounds), which prints its
 # tables and writes records/bench-<part>.json. Add new parts here.
-PARTS = ("speed", "accuracy")
+PARTS = ("speed", "accuracy", "book")
 
 
 def pin_one_thread():

@@ -1,3 +1,8 @@
+# Written by `make lib` from the chapters. Do not edit.
+
+__all__ = ['BLOCK', 'WIDTH', 'CHAIN', 'check_array', 'check_batch', 'in_rows', 'to_view', 'from_view', 'cuts', 'blocks', 'spread', 'channel_sums', 'recentre', 'Cache', 'normalise', 'batch_norm_forward', 'combine', 'pull_back', 'check_grad', 'batch_norm_backward', 'batch_norm_double_backward', 'Layer', 'load_arrays', 'Module', 'affine', 'batch_norm_inference', 'batch_norm_inference_backward', 'check_options', 'BatchNormState', 'update_running', 'BatchNormForward', 'BatchNorm', 'Linear', 'linear_forward', 'ReLU', 'Tanh', 'Sigmoid', 'Flatten', 'SoftmaxCrossEntropy', 'Chain', 'Sequential', 'SGD', 'columns', 'scatter', 'Conv2d', 'conv_forward', 'conv_backward', 'GlobalAvgPool2d', 'merge_moments', 'moments_by_layer', 'precise_statistics']
+
+# %% 02-forward
 """Batch normalization and the layers around it, in NumPy."""
 import math
 from typing import NamedTuple
@@ -8,7 +13,7 @@ BLOCK = 1 << 18  # values handled at a time: 1 MB of float32 stays in cache
 WIDTH = 1024  # values in a folded row
 CHAIN = 1024  # longest sum taken in the input's own precision
 
-
+# %% 02-forward
 def check_array(name, value, ndim=None):
     """Raise TypeError unless `value` is an array of floats, ValueError
     unless it has `ndim` axes (None: at least two) and some values."""
@@ -24,7 +29,7 @@ def check_array(name, value, ndim=None):
     if value.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {value.shape}")
 
-
+# %% 02-forward
 def check_batch(x, gamma, beta, eps):
     """Raise TypeError or ValueError unless x (N, C, *spatial) can be
     normalised with gamma (C,), beta (C,) and eps > 0."""
@@ -40,7 +45,7 @@ def check_batch(x, gamma, beta, eps):
         raise ValueError("x must have more than 1 value a channel in "
                          f"training, got shape {x.shape}")
 
-
+# %% 02-forward
 def in_rows(x):
     """Whether the channels of x (N, C, *spatial) lie side by side in
     memory, as in (N, C) or in channels-last images."""
@@ -61,7 +66,7 @@ def to_view(x, rows):
     k = math.gcd(x.size // c, widest)
     return (x if x.ndim == 2 else np.moveaxis(x, 1, -1)).reshape(-1, k * c)
 
-
+# %% 02-forward
 def from_view(v, x, rows):
     """Undo `to_view`: v with the shape and dtype of x, never a copy
     unless x is float16."""
@@ -85,7 +90,7 @@ def blocks(v, axis):
     """Indices that cut v along `axis` into pieces of about BLOCK values."""
     return cuts(v, axis, max(1, BLOCK * v.shape[axis] // v.size))
 
-
+# %% 02-forward
 def spread(values, v):
     """(C,) values, one a channel, as they broadcast over the view v."""
     values = values.astype(v.dtype)
@@ -106,7 +111,7 @@ def channel_sums(c, a, b=None):
     s = a.sum(axis=0) if b is None else np.einsum("rk,rk->k", a, b)
     return s.reshape(-1, c).sum(axis=0, dtype=np.float64)
 
-
+# %% 02-forward
 def recentre(v, out, c):
     """Write v - shift to `out`; return shift, rest and var, each (C,).
 
@@ -124,7 +129,7 @@ def recentre(v, out, c):
         square = square + channel_sums(c, d, d) / m
     return shift, rest, np.maximum(square - rest * rest, 0)
 
-
+# %% 02-forward
 class Cache(NamedTuple):
     """What the backward pass needs; x and gamma are kept, not copied."""
     x: np.ndarray  # (N, C, *spatial)
@@ -147,12 +152,12 @@ def normalise(v, y, gamma, beta, eps):
         y[i] += offset
     return shift, rest, var, inv_std
 
-
+# %% 02-forward
 def batch_norm_forward(x, gamma, beta, eps=1e-5):
     """Normalise each channel of a batch over all its other axes.
 
     x (N, C) or (N, C, *spatial), gamma and beta (C,), all floats. Returns
-    y, with the shape, dtype and memory order of x, and the cache for
+    y, with the shape, dtype and channel order of x, and the cache for
     `batch_norm_backward`, which holds x itself: leave x unchanged until
     then. Raises TypeError or ValueError for what can't be normalised.
     Source: Ioffe and Szegedy (2015), Algorithm 1.
@@ -169,7 +174,7 @@ def batch_norm_forward(x, gamma, beta, eps=1e-5):
         stats = map(np.concatenate, zip(*parts))
     return from_view(y, x, rows), Cache(x, gamma, *stats)
 
-
+# %% 03-backward
 def combine(dx, dy, slope, offset, scale):
     """dx <- scale * (dy + slope * dx + offset), a block at a time."""
     slope, offset, scale = (spread(t, dx) for t in (slope, offset, scale))
@@ -193,7 +198,7 @@ def pull_back(dy, v, dx, gamma, shift, rest, inv_std):
     combine(dx, dy, slope, -dbeta / m - slope * rest, gamma * inv_std)
     return dgamma, dbeta
 
-
+# %% 03-backward
 def check_grad(dy, x):
     """Raise TypeError or ValueError unless dy is a gradient at a layer's
     output for its input x."""
@@ -202,12 +207,12 @@ def check_grad(dy, x):
         raise ValueError(
             f"dy must have the shape of x, {x.shape}, got {dy.shape}")
 
-
+# %% 03-backward
 def batch_norm_backward(dy, cache):
     """Gradients of a loss through `batch_norm_forward`.
 
     dy (N, C, *spatial) is the loss's gradient at y. Returns dx with the
-    shape, dtype and memory order of x, and dgamma, dbeta (C,) with the
+    shape, dtype and channel order of x, and dgamma, dbeta (C,) with the
     dtype of gamma. Raises TypeError or ValueError if dy doesn't fit.
     """
     x, gamma, shift, rest, _, inv_std = cache
@@ -225,7 +230,7 @@ def batch_norm_backward(dy, cache):
     return (from_view(dx, x, rows), dgamma.astype(gamma.dtype),
             dbeta.astype(gamma.dtype))
 
-
+# %% 03-backward
 def batch_norm_double_backward(v, dy, cache):
     """Gradients of a scalar through dx = `batch_norm_backward`(dy, cache).
 
@@ -249,7 +254,7 @@ def batch_norm_double_backward(v, dy, cache):
     return (dx.astype(x.dtype), (gs * vp).astype(x.dtype),
             dgamma.astype(gamma.dtype))
 
-
+# %% 04-numpy-layer
 class Layer:
     """One step of a network: arrays by name, and a mode."""
     names = ()  # of the arrays in a state dict: parameters, then buffers
@@ -273,7 +278,7 @@ class Layer:
         """Copies of the layer's arrays, under PyTorch's names."""
         return {name: a.copy() for name, a in self.arrays().items()}
 
-
+# %% 04-numpy-layer
 def load_arrays(arrays, state):
     """Copy state[name] to arrays[name] for every name, or raise
     ValueError or TypeError and change nothing."""
@@ -293,7 +298,7 @@ def load_arrays(arrays, state):
     for name, a in arrays.items():
         a[...] = new[name]
 
-
+# %% 04-numpy-layer
 class Module(Layer):
     """A layer that can be loaded, and run backward after a forward."""
     def __init__(self):
@@ -315,7 +320,7 @@ class Module(Layer):
                                "forward pass before it")
         return self.cache
 
-
+# %% 04-numpy-layer
 def affine(v, out, shift, scale, offset):
     """out = (v - shift) * scale + offset per channel, in one pass."""
     shift, scale, offset = (spread(t, v) for t in (shift, scale, offset))
@@ -339,7 +344,7 @@ def batch_norm_inference(x, mean, var, gamma, beta, eps=1e-5):
     affine(v, y, mean, gamma * inv_std, beta)
     return from_view(y, x, rows), (x, gamma, mean, inv_std)
 
-
+# %% 04-numpy-layer
 def batch_norm_inference_backward(dy, cache):
     """Gradients through `batch_norm_inference`: dx, dgamma, dbeta.
 
@@ -356,7 +361,7 @@ def batch_norm_inference_backward(dy, cache):
     return (from_view(dx, x, rows), dgamma.astype(gamma.dtype),
             dbeta.astype(gamma.dtype))
 
-
+# %% 04-numpy-layer
 def check_options(num_features, eps, momentum, dtype):
     """Raise TypeError or ValueError for options no layer can have."""
     def is_number(v):
@@ -375,7 +380,7 @@ def check_options(num_features, eps, momentum, dtype):
     if np.dtype(dtype).kind != "f":
         raise TypeError(f"dtype must be a float type, got {dtype!r}")
 
-
+# %% 04-numpy-layer
 class BatchNormState(Module):
     """The parameters and running statistics of a `BatchNorm` layer."""
     names = ("weight", "bias", "running_mean", "running_var",
@@ -398,7 +403,7 @@ class BatchNormState(Module):
         self.num_batches_tracked = (
             np.array(0) if track_running_stats else None)
 
-
+# %% 04-numpy-layer
 def update_running(layer, cache):
     """Move a BatchNorm layer's running estimates towards the batch that
     the cache is of. What they hold is the unbiased variance."""
@@ -411,7 +416,7 @@ def update_running(layer, cache):
     layer.running_mean += share * (mean - layer.running_mean)
     layer.running_var += share * (var - layer.running_var)
 
-
+# %% 04-numpy-layer
 class BatchNormForward(BatchNormState):
     """The forward half of `BatchNorm`."""
     def __call__(self, x):
@@ -429,8 +434,7 @@ class BatchNormForward(BatchNormState):
                 update_running(self, self.cache)
         return y
 
-
-
+# %% 04-numpy-layer
 class BatchNorm(BatchNormForward):
     """Batch normalization of (N, C) or (N, C, *spatial): the options,
     meanings and state dict of torch.nn.BatchNorm1d, 2d and 3d.
@@ -455,7 +459,7 @@ class BatchNorm(BatchNormForward):
                 f"{self.momentum}, affine={self.affine}, "
                 f"track_running_stats={self.track_running_stats})")
 
-
+# %% 04-numpy-layer
 class Linear(Module):
     """y = x W^T + b for x (N, in_features); weight is (out, in), bias
     (out,). `rng`, a NumPy generator, draws weights from N(0, std^2); by
@@ -480,7 +484,7 @@ class Linear(Module):
         self.grads = {"weight": dy.T @ x, "bias": dy.sum(axis=0)}
         return dy @ self.weight
 
-
+# %% 04-numpy-layer
 def linear_forward(layer, x):
     """The forward pass of `Linear`; raises TypeError or ValueError."""
     check_array("x", x, ndim=2)
@@ -492,7 +496,7 @@ def linear_forward(layer, x):
     y = x @ layer.weight.T
     return y if layer.bias is None else y + layer.bias
 
-
+# %% 04-numpy-layer
 class ReLU(Module):
     """y = max(x, 0), x of any shape."""
     def __call__(self, x):
@@ -514,7 +518,7 @@ class Tanh(Module):
         """The gradient at x."""
         return dy * (1 - self.saved() ** 2)
 
-
+# %% 04-numpy-layer
 class Sigmoid(Module):
     """y = 1 / (1 + exp(-x)), x of any shape, with no overflow."""
     def __call__(self, x):
@@ -537,7 +541,7 @@ class Flatten(Module):
         """The gradient at x."""
         return dy.reshape(self.saved())
 
-
+# %% 04-numpy-layer
 class SoftmaxCrossEntropy(Module):
     """Mean of -log softmax(logits)[target] over a batch."""
     def __call__(self, logits, targets):
@@ -560,7 +564,7 @@ class SoftmaxCrossEntropy(Module):
         d[np.arange(len(d)), targets] -= 1
         return d / len(d)
 
-
+# %% 04-numpy-layer
 class Chain(Module):
     """Layers one after the other: forward and backward."""
     def __init__(self, *layers):
@@ -584,7 +588,7 @@ class Chain(Module):
     def __len__(self):
         return len(self.layers)
 
-
+# %% 04-numpy-layer
 class Sequential(Chain):
     """Layers one after the other, with modes and state dicts that reach
     each, named as in torch.nn.Sequential."""
@@ -603,7 +607,7 @@ class Sequential(Chain):
         """Every layer that holds arrays of its own."""
         return [leaf for layer in self.layers for leaf in layer.leaves()]
 
-
+# %% 04-numpy-layer
 class SGD:
     """Stochastic gradient descent, as torch.optim.SGD computes it."""
     def __init__(self, net, lr, momentum=0.0, weight_decay=0.0):
@@ -628,7 +632,7 @@ class SGD:
             self.velocity[key] = grad
         return grad
 
-
+# %% 05-convolutions
 def columns(x, kernel, stride, padding, groups):
     """Patches of x (N, C, H, W) as (N, groups, C/groups * kh * kw, H'*W'),
     and the output size (H', W')."""
@@ -654,7 +658,7 @@ def scatter(cols, shape, kernel, stride, padding):
             cols[:, :, i, j])
     return x[:, :, p:p + h, p:p + w]
 
-
+# %% 05-convolutions
 class Conv2d(Module):
     """torch.nn.Conv2d for x (N, in_channels, H, W); `rng` draws weight
     (out, in/groups, k, k) from N(0, std^2), std^2 = 2 / fan_in if None."""
@@ -680,7 +684,7 @@ class Conv2d(Module):
         """The gradient at x; fills `grads`."""
         return conv_backward(self, dy)
 
-
+# %% 05-convolutions
 def conv_forward(layer, x):
     """The forward pass of `Conv2d`; raises TypeError or ValueError."""
     check_array("x", x, ndim=4)
@@ -697,7 +701,7 @@ def conv_forward(layer, x):
     y = y.reshape(len(x), len(w), *size)
     return y if layer.bias is None else y + layer.bias[:, None, None]
 
-
+# %% 05-convolutions
 def conv_backward(layer, dy):
     """The backward pass of `Conv2d`."""
     shape, cols = layer.saved()
@@ -721,7 +725,7 @@ class GlobalAvgPool2d(Module):
         n, c, h, w = self.saved()
         return np.broadcast_to(dy[:, :, None, None] / (h * w), (n, c, h, w))
 
-
+# %% 06-train-and-inference
 def merge_moments(counts, means, variances):
     """Mean and biased variance (C,) of groups put together.
 
@@ -734,10 +738,11 @@ def merge_moments(counts, means, variances):
     mean = (share * means).sum(axis=0)
     return mean, (share * (variances + (means - mean) ** 2)).sum(axis=0)
 
-
+# %% 06-train-and-inference
 def moments_by_layer(net, norms, batches):
     """Run the batches in training mode; for each of norms, the counts,
-    means and biased variances it saw. The net is left as it was."""
+    means and biased variances it saw. The net's arrays and modes are left
+    as they were."""
     leaves, before = net.leaves(), net.state_dict()
     modes = net.training, [leaf.training for leaf in leaves]
     seen = [[] for _ in norms]
@@ -756,7 +761,7 @@ def moments_by_layer(net, norms, batches):
             leaf.train(mode)
     return seen
 
-
+# %% 06-train-and-inference
 def precise_statistics(net, batches):
     """Set the running statistics of net's BatchNorm layers to those of all
     the batches put together, with the weights as they are: PreciseBN.

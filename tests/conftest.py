@@ -17,9 +17,11 @@ FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run "
          "--disable-sync").split()
 
 
-def find_browser():
-    """The path of a Chromium, or None."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+def find_browser(playwright):
+    """The path of a Chromium, the system's or Playwright's own; or None."""
+    own = playwright.chromium.executable_path
+    return next(filter(None, map(shutil.which, BROWSERS)),
+                own if Path(own).exists() else None)
 
 
 def pages():
@@ -46,9 +48,9 @@ def site():
 
 
 @pytest.fixture(scope="session")
-def browser_type_launch_args(browser_type_launch_args):
+def browser_type_launch_args(browser_type_launch_args, playwright):
     """Use the system's Chromium; without one, say how to get it."""
-    path = find_browser()
+    path = find_browser(playwright)
     if path is None:
         message = ("no Chromium found, so the site was not tested; on Debian "
                    "and Ubuntu: apt install chromium")

@@ -27,9 +27,9 @@ def test_a_claim_prints_a_line_and_keeps_its_values(shown):
     assert data["text/plain"] == (
         "[a-b2] holds: error 0.123, runs 1/2, share 0.5/0.25, kind dense")
     record = json.loads(json.dumps(metadata["normlab.claim"]))
-    assert record == {"id": "a-b2", "measured": {
-        "error": 0.123456, "runs": [1, 2], "share": [0.5, 0.25],
-        "kind": "dense"}}
+    assert record == {"id": "a-b2", "measured": [
+        ["error", 0.123456], ["runs", [1, 2]], ["share", [0.5, 0.25]],
+        ["kind", "dense"]]}
 
 
 def test_a_claim_that_does_not_hold_raises(shown):
@@ -60,8 +60,8 @@ def test_something_must_be_measured_and_be_plain(shown):
 
 
 @pytest.mark.parametrize("value, text", [
-    (3e-16, "below 1e-15"), (9.9e-7, "below 1e-6"), (1e-6, "1e-06"),
-    (0.0, "0"), (1234.5, "1.23e+03"), (7, "7"), ([0.1, 2], "0.1/2"),
+    (3e-16, "below 1e-12"), (9.9e-7, "below 1e-6"), (1e-6, "1e-06"),
+    (0.0, "below 1e-12"), (1234.5, "1.23e+03"), (7, "7"), ([0.1, 2], "0.1/2"),
     (math.nan, "nan"), (-0.25, "-0.25")])
 def test_values_are_shown_in_three_digits(value, text):
     assert claims.show(claims.plain(value)) == text

@@ -28,7 +28,7 @@ def anchors(text):
 def links(text):
     """Targets of the page's links that stay within the book."""
     md = MarkdownIt("commonmark")
-    text = BLOCK.sub("", text)
+    text = INLINE.sub("", BLOCK.sub("", text))
     found = {child.attrs["href"] for token in md.parse(text)
              for child in token.children or [] if child.type == "link_open"}
     found |= set(re.findall(r"href=\"([^\"]+)\"", FENCE.sub("", text)))

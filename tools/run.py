@@ -5,6 +5,7 @@ Usage: python -m tools.run [--all] [NAME ...]
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,7 +40,8 @@ def run(path, library):
         nb, timeout=300, kernel_name="python3", record_timing=False,
         resources={"metadata": {"path": str(path.parent)}})
     start = time.perf_counter()
-    client.execute()
+    # The kernel warns on stderr that it listens on TCP, each time anew.
+    client.execute(stderr=subprocess.DEVNULL)
     merge_streams(nb)
     nb.metadata[book.KEY] = {
         "code": book.code_digest(nb), "library": library,

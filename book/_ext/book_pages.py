@@ -47,7 +47,8 @@ def title(root, chapter):
 
 def evidence(root):
     """The evidence page's tables, in Markdown."""
-    entries = yaml.safe_load((root / "book/evidence.yml").read_text("utf-8")) or []
+    registry = (root / "book/evidence.yml").read_text("utf-8")
+    entries = yaml.safe_load(registry) or []
     values, lines = measured(root), []
     for chapter in sorted({e["chapter"] for e in entries}):
         number = int(chapter[:2])

@@ -31,7 +31,8 @@ def claim(name, *, holds, **measured):
         raise TypeError(f"holds must be one True or False, got {holds!r}")
     if not measured:
         raise ValueError(f"claim {name!r} must name what was measured")
-    values = {key: plain(value) for key, value in measured.items()}
+    # Pairs, since the notebook's format would sort the keys of a mapping.
+    values = [[key, plain(value)] for key, value in measured.items()]
     record = {"id": name, "measured": values}
     if not holds:
         raise ClaimError(f"claim {line(record)} does not hold")
@@ -55,7 +56,7 @@ def plain(value):
 def line(record):
     """The line that a claim prints, from its record."""
     shown = ", ".join(f"{key.replace('_', ' ')} {show(value)}"
-                      for key, value in record["measured"].items())
+                      for key, value in record["measured"])
     return f"[{record['id']}] holds: {shown}"
 
 

@@ -60,8 +60,13 @@ def run(name, scale="live", **changes):
 def run_point(experiment, config, point, tick=None):
     """One point's own dict with its results and seconds; tick(step) is
     called now and then."""
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+
     start = time.perf_counter()
-    result = experiment.run(config, point, tick or (lambda step: None))
+    # On matrices this small, and the more on a busy machine, a second
+    # thread makes NumPy slower, up to ten times.
+    with threadpool_limits(1):
+        result = experiment.run(config, point, tick or (lambda step: None))
     seconds = round(time.perf_counter() - start, 2)
     return point | result | {"seconds": seconds}
 
