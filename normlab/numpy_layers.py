@@ -1,6 +1,17 @@
 # Written by `make lib` from the chapters. Do not edit.
 
-__all__ = ['BLOCK', 'WIDTH', 'CHAIN', 'check_array', 'check_batch', 'in_rows', 'to_view', 'from_view', 'cuts', 'blocks', 'spread', 'channel_sums', 'recentre', 'Cache', 'normalise', 'batch_norm_forward', 'combine', 'pull_back', 'check_grad', 'batch_norm_backward', 'batch_norm_double_backward', 'Layer', 'load_arrays', 'Module', 'affine', 'batch_norm_inference', 'batch_norm_inference_backward', 'check_options', 'BatchNormState', 'update_running', 'BatchNormForward', 'BatchNorm', 'Linear', 'linear_forward', 'ReLU', 'Tanh', 'Sigmoid', 'Flatten', 'SoftmaxCrossEntropy', 'Chain', 'Sequential', 'SGD', 'columns', 'scatter', 'Conv2d', 'conv_forward', 'conv_backward', 'GlobalAvgPool2d', 'merge_moments', 'moments_by_layer', 'precise_statistics']
+__all__ = ["BLOCK", "WIDTH", "CHAIN", "check_array", "check_batch", "in_rows",
+           "to_view", "from_view", "cuts", "blocks", "spread", "channel_sums",
+           "recentre", "Cache", "normalise", "batch_norm_forward", "combine",
+           "pull_back", "check_grad", "batch_norm_backward",
+           "batch_norm_double_backward", "Layer", "load_arrays", "Module",
+           "affine", "batch_norm_inference", "batch_norm_inference_backward",
+           "check_options", "BatchNormState", "update_running",
+           "BatchNormForward", "BatchNorm", "Linear", "linear_forward", "ReLU",
+           "Tanh", "Sigmoid", "Flatten", "SoftmaxCrossEntropy", "Chain",
+           "Sequential", "SGD", "columns", "scatter", "Conv2d", "conv_forward",
+           "conv_backward", "GlobalAvgPool2d", "merge_moments",
+           "moments_by_layer", "precise_statistics"]
 
 # %% 02-forward
 """Batch normalization and the layers around it, in NumPy."""
@@ -199,13 +210,13 @@ def pull_back(dy, v, dx, gamma, shift, rest, inv_std):
     return dgamma, dbeta
 
 # %% 03-backward
-def check_grad(dy, x):
-    """Raise TypeError or ValueError unless dy is a gradient at a layer's
-    output for its input x."""
-    check_array("dy", dy, ndim=x.ndim)
+def check_grad(dy, x, name="dy"):
+    """Raise TypeError or ValueError, under this name, unless dy can be a
+    gradient for a layer whose input is x."""
+    check_array(name, dy, ndim=x.ndim)
     if dy.shape != x.shape:
         raise ValueError(
-            f"dy must have the shape of x, {x.shape}, got {dy.shape}")
+            f"{name} must have the shape of x, {x.shape}, got {dy.shape}")
 
 # %% 03-backward
 def batch_norm_backward(dy, cache):
@@ -235,11 +246,12 @@ def batch_norm_double_backward(v, dy, cache):
     """Gradients of a scalar through dx = `batch_norm_backward`(dy, cache).
 
     v (N, C, *spatial) is the scalar's gradient at dx. Returns its
-    gradients at x and at dy, shaped like x, and at gamma, (C,).
+    gradients at x and at dy, shaped like x, and at gamma, (C,). Raises
+    TypeError or ValueError if v or dy doesn't fit.
     """
     x, gamma, shift, rest, _, s = cache
     check_grad(dy, x)
-    check_grad(v, x)
+    check_grad(v, x, "v")
     to = (1, -1) + (1,) * (x.ndim - 2)
     axes = (0, *range(2, x.ndim))
     m = x.size // x.shape[1]

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from tools import notebooks as book
@@ -53,7 +54,16 @@ def tidy(path):
     """The exported module's text with plain, stable cell marks."""
     text = re.sub(r"^# %% (\S+?)(?:\.ipynb)?( #?\S+)?$", r"# %% \1",
                   path.read_text(), flags=re.M)
+    text = re.sub(r"^__all__ = \[.*?\]$", wrap, text, flags=re.M | re.S)
     return text.rstrip() + "\n"
+
+
+def wrap(match):
+    """The list of exported names in lines of 79 columns."""
+    names = re.findall(r"'(\w+)'", match.group())
+    return textwrap.fill(
+        "__all__ = [" + ", ".join(f'"{n}"' for n in names) + "]", 79,
+        subsequent_indent=" " * 11)
 
 
 def main():
