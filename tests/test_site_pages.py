@@ -51,7 +51,8 @@ def test_page_fits_a_phone(page, site, name):
         return false; };
       return [...document.querySelectorAll('article *')].filter(
         e => e.getBoundingClientRect().right > innerWidth + 1
-             && e.getClientRects().length && !inside(e))
+             && e.getClientRects().length && !e.closest('svg *')
+             && !inside(e))
         .map(e => e.outerHTML.slice(0, 120)).slice(0, 5); }""")
     assert not wide
 
@@ -106,7 +107,7 @@ def test_evidence_lists_every_claim_and_leads_to_its_cell(page, site):
     for claim in claims:
         assert page.locator(f"[id='claim-{claim['id']}']").count() == 1
     assert text.count("Measured:") == len(claims)
-    page.locator("article a:text-is('the cell')").first.click()
+    page.locator("article a:has-text('the cell')").first.click()
     page.wait_for_load_state()
     assert page.locator(":target.claim").count() == 1
 
@@ -127,7 +128,8 @@ def test_the_dark_theme_is_dark(page, site):
 
 def test_icons_are_drawn(page, site):
     page.goto(site + "notebooks/02-forward.html")
-    page.locator("button.theme-switch-button svg").first.wait_for()
+    page.locator("button.theme-switch-button svg").first.wait_for(
+        state="attached")
     bare = page.evaluate("""() => [...document.querySelectorAll(
       'i[class*="fa-"], svg.svg-inline--fa')].filter(
       e => e.tagName === 'I' || e.querySelector('path').getAttribute('d')

@@ -12,7 +12,8 @@ addEventListener("DOMContentLoaded", () => {
     list.removeAttribute("role");
   }
   // Code and output that scroll sideways must be reachable by keyboard.
-  for (const block of document.querySelectorAll("div.highlight pre")) {
+  for (const block of document.querySelectorAll(
+    "div.highlight pre, .cell_output pre, .bd-article table")) {
     block.tabIndex = 0;
   }
 });
