@@ -1,8 +1,13 @@
 # Every target sets up what it needs; `make` alone lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-export PIP_DISABLE_PIP_VERSION_CHECK := 1 PYTHONPATH := $(CURDIR) PYDEVD_DISABLE_FILE_VALIDATION := 1
-export OMP_NUM_THREADS := 1 OPENBLAS_NUM_THREADS := 1 MKL_NUM_THREADS := 1
+export PYTHONPATH := $(CURDIR)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# One thread a process: two can be ten times slower on a busy machine.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test run lib check bench clean
