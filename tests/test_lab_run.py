@@ -134,6 +134,12 @@ def test_other_configurations_share_nothing(tiny, monkeypatch):
     assert len(started) == 4
 
 
+def hear_interrupts():
+    """A shell's background job, as tests may be, ignores Ctrl-C, and so
+    would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_killed_run_goes_on(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(f"""
@@ -155,13 +161,14 @@ def test_a_killed_run_goes_on(tmp_path):
     for end in (signal.SIGKILL, signal.SIGINT):
         child = subprocess.Popen([*command, "slow"], cwd=tmp_path, env=env,
                                  text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE)
+                                 stderr=subprocess.PIPE,
+                                 preexec_fn=hear_interrupts)
         for line in child.stdout:
             if line.startswith("start BN"):
                 break
         time.sleep(0.1)
         child.send_signal(end)
-        _, said = child.communicate(timeout=20)
+        _, said = child.communicate(timeout=40)
     assert child.returncode == 130 and "2 of 4 points are kept" in said
     assert "Traceback" not in said
     done = subprocess.run(command, cwd=tmp_path, env=env, text=True,

@@ -18,8 +18,7 @@ WHEELS = ROOT / ".cache/colab/wheels"
 PINS = ROOT / "requirements/constraints.txt"
 USUAL = ["numpy", "torch", "matplotlib", "ipywidgets", "scikit-learn",
          "tqdm", "pyyaml", "ipykernel"]
-BROUGHT = ["anywidget", "psygnal", "pooch", "setuptools", "platformdirs",
-           "requests", "packaging", "typing_extensions"]
+BROUGHT = ["anywidget", "pooch", "setuptools"]
 
 
 def python():
@@ -38,8 +37,8 @@ def main():
     pip = [str(python()), "-m", "pip"]
     for command in (
             [*pip, "install", "-q", "-c", str(PINS), *USUAL],
-            [*pip, "download", "-q", "--no-deps", "-c", str(PINS), "-d",
-             str(WHEELS), *BROUGHT]):
+            [*pip, "download", "-q", "-c", str(PINS), "-d", str(WHEELS),
+             *BROUGHT]):
         if subprocess.run(command).returncode:
             sys.exit("pip could not install the packages above; check the "
                      "network, then run the same command again")

@@ -51,7 +51,10 @@ def output_digest(nb):
 
 
 def library_digest():
-    """A fingerprint of the library that the chapters import."""
+    """A fingerprint of the library that the chapters import, and of the
+    records that they read."""
     files = [p for kind in ("py", "js", "css")
              for p in sorted((ROOT / "normlab").rglob(f"*.{kind}"))]
+    files += [p for p in sorted((ROOT / "records").glob("*.json"))
+              if not p.name.startswith("bench-")]
     return digest([[str(p.relative_to(ROOT)), p.read_text()] for p in files])
