@@ -5,18 +5,18 @@ what else it does, so they are measured here and never tested.
 """
 
 import gzip
-import re
 import shutil
 import subprocess
 import sys
 import time
 
 import nbformat
+from playwright.sync_api import sync_playwright
 
 from benchmarks.report import table, write
+from tools import browser
 from tools.notebooks import ROOT, chapters, read
 
-SITE = ROOT / "_build/html"
 TEXT, FIGURES = 300, 500  # kB, compressed
 
 
@@ -29,54 +29,44 @@ def seconds(*command):
     return time.perf_counter() - start
 
 
-def page_weight(path):
-    """Compressed kB of a page and of everything that it loads at once:
-    (text, style, scripts and fonts; images)."""
-    html = path.read_text(encoding="utf-8")
-    rest, images = len(gzip.compress(path.read_bytes())), 0
-    found = set(re.findall(
-        r'<(?:script|img|link)[^>]*?(?:src|href)="([^"#?]+)', html))
-    for name in found:
-        file = (path.parent / name).resolve()
-        if not file.is_file() or file.suffix == ".html":
-            continue
-        if file.suffix in (".png", ".jpg", ".webp"):
-            images += file.stat().st_size
-        elif file.suffix in (".css", ".js", ".svg"):
-            rest += len(gzip.compress(file.read_bytes()))
-        elif file.suffix == ".woff2":
-            rest += file.stat().st_size
-    for family in sorted(fonts(html)):
-        rest += family.stat().st_size
-    return rest / 1000, images / 1000
+def weight(page, address):
+    """Compressed kB that a browser fetches to show a page: (all, images)."""
+    bodies = {}
 
+    def keep(response):
+        if response.ok and response.url.startswith("http"):
+            bodies[response.url] = (
+                response.headers.get("content-type", ""), response.body())
 
-def fonts(html):
-    """KaTeX's font files that the formulas of a page use."""
-    if 'class="katex"' not in html:
-        return set()
-    folder = SITE / "_static/vendor/katex/fonts"
-    names = {"Main-Regular", "Math-Italic"}
-    for mark, name in (("large-op", "Size2-Regular"),
-                       ("small-op", "Size1-Regular"),
-                       ("delimsizing size1", "Size1-Regular"),
-                       ("delimsizing size3", "Size3-Regular"),
-                       ("mathbf", "Main-Bold"), ("mathbb", "AMS-Regular"),
-                       ("mathcal", "Caligraphic-Regular")):
-        if mark in html:
-            names.add(name)
-    return {folder / f"KaTeX_{name}.woff2" for name in names}
+    page.on("response", keep)
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+    kB = {"all": 0.0, "images": 0.0}
+    for kind, body in bodies.values():
+        packed = kind.startswith(("image/png", "font/"))
+        size = len(body if packed else gzip.compress(body)) / 1000
+        kB["all"] += size
+        kB["images"] += size * kind.startswith("image/png")
+    return kB["all"], kB["images"]
 
 
 def weights():
     """Rows of P12: each page's weight beside its goal."""
-    for path in sorted([*SITE.glob("book/*.html"),
-                        *SITE.glob("notebooks/*.html")]):
-        text, images = page_weight(path)
-        goal = FIGURES if images else TEXT
-        yield {"page": path.stem, "text_kB": round(text),
-               "images_kB": round(images), "goal_kB": goal,
-               "met": text + images <= goal}
+    with sync_playwright() as playwright, browser.served() as site:
+        path = browser.find_browser(playwright)
+        if path is None:
+            sys.exit(browser.MISSING)
+        chromium = playwright.chromium.launch(
+            executable_path=path, args=browser.FLAGS)
+        for name in browser.pages():
+            page = chromium.new_page()
+            total, images = weight(page, site + name)
+            page.close()
+            goal = FIGURES if images else TEXT
+            yield {"page": name.removesuffix(".html"), "goal_kB": goal,
+                   "all_kB": round(total), "images_kB": round(images),
+                   "met": total <= goal}
+        chromium.close()
 
 
 def times():
@@ -115,8 +105,8 @@ def main(rounds):
     print(table([["", "goal", "measured", "met"]] + [
         [r["what"], f"{r['goal_s']} s", f"{r['measured_s']} s",
          "yes" if r["met"] else "no"] for r in timed]))
-    print(table([["page", "goal", "all but images", "images", "met"]] + [
-        [r["page"], f"{r['goal_kB']} kB", f"{r['text_kB']} kB",
+    print(table([["page", "goal", "all", "of it images", "met"]] + [
+        [r["page"], f"{r['goal_kB']} kB", f"{r['all_kB']} kB",
          f"{r['images_kB']} kB", "yes" if r["met"] else "no"]
         for r in weighed]))
     print("wrote", write("book", {"times": timed, "weights": weighed}))

@@ -9,11 +9,11 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
 
 from tools import colab
 from tools.check import repository
+from tools.notebooks import ROOT
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

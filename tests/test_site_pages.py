@@ -4,7 +4,9 @@ import re
 
 import pytest
 import yaml
-from conftest import ROOT, SITE, pages
+
+from tools.browser import SITE, pages
+from tools.notebooks import ROOT
 
 PAGES = pages()
 CHAPTERS = [p for p in PAGES if p.startswith("notebooks/")]
