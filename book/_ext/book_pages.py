@@ -45,8 +45,19 @@ def title(root, chapter):
     return "".join(first).split("\n")[0].lstrip("# ")
 
 
+def authors_and_year(entry):
+    """How a text names an entry of the bibliography."""
+    names = [" ".join(p.prelast_names + p.last_names)
+             for p in entry.persons.get("author", [])]
+    who = (names[0] if len(names) == 1 else " and ".join(names)
+           if len(names) == 2 else f"{names[0]} et al." if names
+           else entry.fields.get("organization", entry.key))
+    return ", ".join(filter(None, [who, entry.fields.get("year")]))
+
+
 def evidence(root):
     """The evidence page's tables, in Markdown."""
+    bib = parse_file(root / "book/references.bib").entries
     registry = (root / "book/evidence.yml").read_text("utf-8")
     entries = yaml.safe_load(registry) or []
     values, lines = measured(root), []
@@ -55,12 +66,14 @@ def evidence(root):
         lines += [f"## Chapter {number}: {title(root, chapter)}", ""]
         for e in (e for e in entries if e["chapter"] == chapter):
             name = e["id"]
-            cited = ", ".join(f"[{key}](bibliography.md#{key})"
-                              for key in e.get("cite", []))
+            cited = "; ".join(
+                f"[{authors_and_year(bib[key])}](bibliography.md#{key})"
+                for key in e.get("cite", []))
             lines += [
                 f"(claim-{name})=", "",
                 f"**{VERDICTS[e['verdict']]}.** {e['statement']}", "",
-                f"- Who says it: {e['who']}" + (f" ({cited})" * bool(cited)),
+                f"- Who says it: {e['who']}",
+                *([f"- See: {cited}"] if cited else []),
                 f"- Measured: {values[name]} "
                 f"([the cell](../notebooks/{chapter}.ipynb#claim-{name}))"]
             if e.get("published"):
