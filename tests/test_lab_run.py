@@ -11,10 +11,10 @@ import tomllib
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from normlab.lab import experiments, records, runs
 from normlab.lab.data import DataError
+from tools.notebooks import ROOT
 
 TINY = {"methods": ["none", "BN"], "learning_rates": [0.1], "seeds": [0, 1],
         "hidden": [5], "weight_std": 0.1, "batch_size": 60, "unit": 0,
