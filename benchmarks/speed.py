@@ -74,8 +74,8 @@ def by_torch(work, x, dy):
         with torch.no_grad():
             return (layer(x),)
 
-    return train if x.requires_grad_(work == "train").requires_grad else (
-        forward)
+    x.requires_grad_(work == "train")
+    return train if work == "train" else forward
 
 
 def by_torch_out(work, x, dy):

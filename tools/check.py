@@ -3,6 +3,7 @@
 Usage: python -m tools.check
 """
 
+import functools
 import re
 import subprocess
 import sys
@@ -34,10 +35,16 @@ if importlib.util.find_spec("normlab") is None:
                  f"pip install 'normlab @ {{SOURCE}}'")"""
 
 
-def repository(root=book.ROOT):
+def repository():
     """The address named once, in _config.yml."""
-    config = yaml.safe_load((root / "_config.yml").read_text())
+    config = yaml.safe_load((book.ROOT / "_config.yml").read_text())
     return config["repository"]["url"]
+
+
+@functools.lru_cache(maxsize=1)
+def citation_keys():
+    """The keys in references.bib, which takes a while to parse."""
+    return frozenset(parse_file(book.ROOT / "book/references.bib").entries)
 
 
 def check_runs(name, nb):
@@ -106,7 +113,7 @@ def claims(nb):
                 yield record, out.data["text/plain"]
 
 
-def check_evidence(registry, nbs, keys):
+def check_evidence(registry, nbs):
     """Registry and chapters name the same claims, in the same chapters."""
     listed = {}
     for entry in registry:
@@ -119,7 +126,7 @@ def check_evidence(registry, nbs, keys):
         for field in ("statement", "who", "chapter"):
             if not entry.get(field):
                 yield f"evidence.yml: {name} has no {field}"
-        for key in set(entry.get("cite", [])) - keys:
+        for key in set(entry.get("cite", [])) - citation_keys():
             yield f"evidence.yml: {name} cites {key}, not in references.bib"
     seen = {}
     for chapter, nb in nbs.items():
@@ -139,8 +146,7 @@ def check_evidence(registry, nbs, keys):
 def check_links(pages):
     """Links, citation keys and equation numbers lead somewhere."""
     found, ids = {}, {path: anchors(text) for path, text in pages.items()}
-    bib = set(parse_file(book.ROOT / "book/references.bib").entries)
-    ids[book.ROOT / "book/bibliography.md"] |= bib
+    ids[book.ROOT / "book/bibliography.md"] |= citation_keys()
     for path, text in pages.items():
         for tag in tags(text):
             if tag in found:
@@ -182,8 +188,7 @@ def problems():
     yield from check_links(pages)
     registry = yaml.safe_load(
         (book.ROOT / "book/evidence.yml").read_text()) or []
-    keys = set(parse_file(book.ROOT / "book/references.bib").entries)
-    yield from check_evidence(registry, nbs, keys)
+    yield from check_evidence(registry, nbs)
 
 
 def main():

@@ -1,11 +1,11 @@
 """Finding, reading and fingerprinting the chapters."""
 
-import hashlib
-import json
 import sys
 from pathlib import Path
 
 import nbformat
+
+from normlab.lab.records import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -31,12 +31,6 @@ def read(path):
 def code_cells(nb):
     """The notebook's code cells that have any code."""
     return [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
-
-
-def digest(value):
-    """A short fingerprint of anything that JSON can hold."""
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_digest(nb):
