@@ -45,5 +45,5 @@ clean: ## remove what was built, the environment too
 .venv/site: .venv/python requirements/site.txt requirements/constraints.txt requirements/package-lock.json
 	@sh tools/setup.sh site
 
-.venv/all: .venv/site requirements/lab.txt requirements/test.txt pyproject.toml
+.venv/all: .venv/site requirements.txt requirements/lab.txt requirements/frameworks.txt requirements/kernels.txt requirements/test.txt pyproject.toml
 	@sh tools/setup.sh all

@@ -41,7 +41,8 @@ def bare_environment(snapshot, monkeypatch):
     """Colab's packages without normlab and what it brings; no network."""
     colab.main()
     subprocess.run([colab.python(), "-m", "pip", "uninstall", "-qy",
-                    "normlab", "anywidget", "psygnal", "pooch"],
+                    "normlab", "anywidget", "psygnal", "pooch",
+                    "onnxruntime", "onnxscript"],
                    check=True, stderr=subprocess.DEVNULL)
     for name in list(os.environ):
         if name.startswith(("PYTHON", "NORMLAB", "PIP_")):

@@ -12,7 +12,7 @@ import tomllib
 import numpy as np
 import pytest
 
-from normlab.lab import experiments, records, runs
+from normlab.lab import experiments, figure_1, records, runs
 from normlab.lab.data import DataError
 from tools.notebooks import ROOT
 
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(f"""
         import sys, time
-        from normlab.lab import experiments, records, runs
+        from normlab.lab import experiments, figure_1, records, runs
         old = experiments.EXPERIMENTS["figure-1"]
         def run(config, point, tick):
             print("start", point["method"], point["seed"], flush=True)
@@ -247,7 +247,7 @@ def test_the_book_s_record_is_of_the_present_code():
 
 
 def test_both_arms_start_from_the_same_weights():
-    nets = [experiments.sigmoid_network(
+    nets = [figure_1.sigmoid_network(
         64, [10, 10], 10, flag, np.random.default_rng(3), 0.1)
         for flag in (False, True)]
     plain, normed = ([layer.weight for layer in net.leaves()

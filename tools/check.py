@@ -33,6 +33,40 @@ if importlib.util.find_spec("normlab") is None:
     if subprocess.run([*pip, f"normlab @ {{SOURCE}}"]).returncode:
         sys.exit("normlab is missing and could not be installed: "
                  f"pip install 'normlab @ {{SOURCE}}'")"""
+SETUP_MORE = """\
+# Installs the book's library and what this chapter needs (Colab).
+import importlib.util
+import subprocess
+import sys
+
+SOURCE = "git+{url}"
+NEEDS = [{needs}]
+if not all(map(importlib.util.find_spec, NEEDS)):
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    if subprocess.run([*pip, f"normlab[{extra}] @ {{SOURCE}}"]).returncode:
+        sys.exit("a package is missing and could not be installed: "
+                 f"pip install 'normlab[{extra}] @ {{SOURCE}}'")"""
+# Chapters that need more than normlab: normlab's extra that brings it, and
+# the modules that must be there.
+EXTRAS = {
+    "08-pytorch": ("torch", ["torch"]),
+    "09-frameworks": ("frameworks",
+                      ["torch", "keras", "flax", "onnxruntime"]),
+    "10-cuda-kernels": ("kernels", ["torch", "triton"]),
+    "11-deployment": ("onnx", ["torch", "onnxruntime", "onnxscript"]),
+    "12-many-devices": ("torch", ["torch"]),
+}
+
+
+def setup(name):
+    """The setup cell of the chapter with that file name."""
+    stem = name.removesuffix(".ipynb")
+    if stem not in EXTRAS:
+        return SETUP.format(url=repository())
+    extra, modules = EXTRAS[stem]
+    return SETUP_MORE.format(
+        url=repository(), extra=extra,
+        needs=", ".join(f'"{m}"' for m in ["normlab", *modules]))
 
 
 def repository():
@@ -77,7 +111,7 @@ def check_cells(name, nb):
         if max(map(len, lines)) > COLUMNS:
             yield f"{name} cell {i} is wider than {COLUMNS} columns"
     first = next((c for c in nb.cells if c.cell_type == "code"), None)
-    if first is None or first.source != SETUP.format(url=repository()):
+    if first is None or first.source != setup(name):
         yield (f"{name}: the first code cell is not the setup cell for "
                f"{repository()} (tools/check.py holds its text)")
 

@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ENV = ROOT / ".cache/colab/env"
 WHEELS = ROOT / ".cache/colab/wheels"
 PINS = ROOT / "requirements/constraints.txt"
+KERNELS = ROOT / "requirements/kernels.txt"
 USUAL = ["numpy", "torch", "matplotlib", "ipywidgets", "scikit-learn",
-         "tqdm", "pyyaml", "ipykernel"]
-BROUGHT = ["anywidget", "pooch", "setuptools"]
+         "tqdm", "pyyaml", "ipykernel", "keras", "flax"]
+BROUGHT = ["anywidget", "pooch", "setuptools", "onnxruntime", "onnxscript"]
 
 
 def python():
@@ -29,20 +30,22 @@ def python():
 
 def main():
     """Create both, once for a set of pins."""
-    done = ENV / "pins"
-    if done.exists() and done.read_text() == PINS.read_text():
+    done, wanted = ENV / "pins", PINS.read_text() + KERNELS.read_text()
+    if done.exists() and done.read_text() == wanted:
         return
-    print("Making an environment like Colab's (a minute) ...", flush=True)
+    print("Making an environment like Colab's (two minutes) ...", flush=True)
     venv.create(ENV, clear=True, with_pip=True)
-    pip = [str(python()), "-m", "pip"]
+    pip = [str(python()), "-I", "-m", "pip"]  # without normlab on its path
     for command in (
             [*pip, "install", "-q", "-c", str(PINS), *USUAL],
+            # Colab's PyTorch brings Triton along.
+            [*pip, "install", "-q", "-r", str(KERNELS)],
             [*pip, "download", "-q", "-c", str(PINS), "-d", str(WHEELS),
              *BROUGHT]):
         if subprocess.run(command).returncode:
             sys.exit("pip could not install the packages above; check the "
                      "network, then run the same command again")
-    done.write_text(PINS.read_text())
+    done.write_text(wanted)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ fail() {
 }
 
 install() {
-    echo "Installing $1 (takes a minute or two) ..."
+    echo "Installing $1 (a minute or two) ..."
     shift
     .venv/bin/pip install --quiet -c requirements/constraints.txt "$@" ||
         fail "pip could not install the line above; check the network, then run the same command again"
@@ -29,7 +29,10 @@ site)
     touch .venv/site
     ;;
 all)
-    install "PyTorch and what runs the chapters and tests" -r requirements.txt
+    install "PyTorch, the other frameworks and the tests" -r requirements.txt
+    .venv/bin/python -c "import triton" 2>/dev/null ||
+        install "Triton, which this build of PyTorch does not bring" \
+            -r requirements/kernels.txt
     .venv/bin/pip install --quiet --no-deps --no-build-isolation -e . ||
         fail "pip could not install normlab from this folder"
     touch .venv/all

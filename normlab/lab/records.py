@@ -179,10 +179,12 @@ def processor():
 
 
 def versions():
-    """Versions of Python, NumPy and normlab."""
+    """Versions of Python, NumPy, normlab and of the frameworks in use."""
     try:
         own = importlib.metadata.version("normlab")
     except importlib.metadata.PackageNotFoundError:
         own = normlab.__version__
     return {"python": platform.python_version(), "numpy": np.__version__,
-            "normlab": own, "platform": sys.platform}
+            "normlab": own, "platform": sys.platform} | {
+                name: importlib.metadata.version(name)
+                for name in ("torch", "keras") if name in sys.modules}
