@@ -1,6 +1,6 @@
 """Measure the layers beside their peers, and write records/bench-*.json.
 
-Usage: python -m benchmarks [speed|accuracy|book|all] [--rounds N]
+Usage: python -m benchmarks [PART|all] [--rounds N]
 """
 
 import argparse
@@ -9,7 +9,8 @@ import os
 
 # Each part is a module benchmarks.<part> with main(rounds), which prints its
 # tables and writes records/bench-<part>.json. Add new parts here.
-PARTS = ("speed", "accuracy", "book")
+PARTS = ("speed", "accuracy", "book", "torch_layers", "kernels", "sm90",
+         "folding", "sync")
 
 
 def pin_one_thread():

@@ -4,13 +4,15 @@ import time
 
 import numpy as np
 
-from normlab.lab import figure_1
+from normlab.lab import cnn, figure_1, keras_dense
 
 SCALES = ("live", "full")
 # Add a module here; it defines EXPERIMENT and imports no framework until
 # its experiment runs.
 EXPERIMENTS = {
     "figure-1": figure_1.EXPERIMENT,
+    "cnn": cnn.EXPERIMENT,
+    "keras-dense": keras_dense.EXPERIMENT,
 }
 
 
