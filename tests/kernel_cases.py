@@ -262,6 +262,29 @@ def test_no_pass_over_the_tensor_too_many(layout, relu, add, expected):
 
 
 @triton.jit
+def chan_kernel(a, b, out):
+    n, mean, m2 = kernels.chan(
+        tl.load(a), tl.load(a + 1), tl.load(a + 2),
+        tl.load(b), tl.load(b + 1), tl.load(b + 2))
+    tl.store(out, n)
+    tl.store(out + 1, mean)
+    tl.store(out + 2, m2)
+
+
+EMPTY, GROUP, OTHER = (0.0, 0.0, 0.0), (3.0, 0.1, 0.7), (5.0, -2.0, 1.5)
+
+
+@pytest.mark.parametrize("a, b, merged", [
+    (EMPTY, EMPTY, EMPTY), (GROUP, EMPTY, GROUP), (EMPTY, GROUP, GROUP),
+    (GROUP, OTHER, (8.0, -9.7 / 8, 2.2 + 2.1**2 * 15 / 8))])
+def test_merge_of_two_groups_one_or_both_perhaps_empty(a, b, merged):
+    a, b, merged = (torch.tensor(g, device=DEVICE) for g in (a, b, merged))
+    out = torch.empty_like(a)
+    chan_kernel[(1,)](a, b, out)
+    torch.testing.assert_close(out, merged, rtol=1e-6, atol=0)
+
+
+@triton.jit
 def where_kernel(out, p, N, L, C: tl.constexpr, BN: tl.constexpr,
                  BC: tl.constexpr, BL: tl.constexpr, V: tl.constexpr):
     at, inside, c, count = kernels.tile(p, N, L, C, BN, BC, BL, V)

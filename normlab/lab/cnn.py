@@ -110,4 +110,5 @@ EXPERIMENT = Experiment(
     steps=lambda config, point: config["steps"],
     run=small_images,
     code=(small_cnn, images, norms, small_images, grid),
+    layers=("torch_layers",),
 )

@@ -16,6 +16,7 @@ class Experiment(NamedTuple):
     steps: Callable  # steps(config, point): how long that is
     run: Callable  # run(config, point, tick) returns a dict of results
     code: tuple  # the functions whose text decides what comes out
+    layers: tuple = ("numpy_layers",)  # modules of normlab that it trains
 
 
 def grid(config):

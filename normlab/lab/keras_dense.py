@@ -136,4 +136,5 @@ EXPERIMENT = Experiment(
     steps=lambda config, point: config["epochs"],
     run=keras_dense,
     code=(dense_network, logits, cross_entropy, keras_dense, grid, points),
+    layers=(),
 )

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import normlab
-from normlab import numpy_layers
 from normlab.lab import experiments
 
+HOME = Path(normlab.__file__).resolve().parent
 
 class RecordError(RuntimeError):
     """A record is missing, damaged, or of another experiment."""
@@ -27,14 +27,14 @@ class RecordError(RuntimeError):
 def checkout():
     """The root of the source tree that normlab runs from; None if it is
     an installed copy."""
-    root = Path(normlab.__file__).resolve().parents[1]
+    root = HOME.parent
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def shipped():
     """The folder of the book's records: the source tree's, or the copy in
     the installed package."""
-    return (checkout() or Path(normlab.__file__).resolve().parent) / "records"
+    return (checkout() or HOME) / "records"
 
 
 def read_record(name, folder=None):
@@ -129,7 +129,9 @@ def digests(experiment, config):
     of the layers it trains."""
     return {"configuration": digest(config),
             "code": digest([bare(f) for f in experiment.code]),
-            "layers": digest(inspect.getsource(numpy_layers))}
+            "layers": digest("".join(
+                (HOME / f"{name}.py").read_text(encoding="utf-8")
+                for name in experiment.layers))}
 
 
 def bare(function):
