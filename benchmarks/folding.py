@@ -78,6 +78,23 @@ def turns(functions, rounds):
     return times
 
 
+def page_faults(functions, rounds):
+    """The median number of page faults (minor) of one call of each
+    function, in turn; {} where the system doesn't count them."""
+    try:
+        import resource
+    except ImportError:
+        return {}
+    found = {k: [] for k in functions}
+    for _ in range(rounds):
+        for k, function in functions.items():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            function()
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            found[k].append(after - before)
+    return {k: statistics.median(v) for k, v in found.items()}
+
+
 def ratio(times, a, b):
     """The median of a's time over b's, and the smallest and largest."""
     values = [p / q for p, q in zip(times[a], times[b], strict=True)]
@@ -92,15 +109,15 @@ def inference(name, batch, layout, rounds, compiled=False):
     truth = forms["unfolded"](x)
     errors = {k: float((net(x) - truth).abs().max() / truth.abs().max())
               for k, net in forms.items() if k != "deleted"}
-    times = turns({k: lambda net=net: net(x) for k, net in forms.items()},
-                  rounds)
+    calls = {k: lambda net=net: net(x) for k, net in forms.items()}
+    times, faults = turns(calls, rounds), page_faults(calls, rounds)
     share = ratio(times, "deleted", "folded")
     return {
         "what": "inference", "net": name, "batch": batch, "layout": layout,
         "ms": {k: 1e3 * statistics.median(v) for k, v in times.items()},
         "slower_than_deleted": {k: ratio(times, k, "deleted")
                                 for k in forms if k != "deleted"},
-        "speed_of_deleted": share, "error": errors,
+        "speed_of_deleted": share, "error": errors, "page_faults": faults,
         "met": (share["median"] >= GOAL_SPEED
                 and errors["folded"] <= GOAL_ERROR)}
 

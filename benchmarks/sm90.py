@@ -115,6 +115,7 @@ def compiled(kernel, args, constants):
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "atomics": len(re.findall(r"\b(?:ATOM[GS]?|RED)\b", sass)),
         "instructions": len(re.findall(r"/\*[0-9a-f]{4}\*/ +[^ ]", sass)),
         **{f"{'loads' if kind == 'LDG' else 'stores'}_{bits}":
            widths[kind, {"16": "U16", "32": ""}.get(bits, bits)]

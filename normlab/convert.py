@@ -207,7 +207,7 @@ def columns_last(weight, shape):
     (C, *spatial). ValueError if the two don't fit."""
     weight = check_columns(weight, shape)
     maps = weight.reshape(-1, *shape)  # (out, C, *spatial)
-    return np.moveaxis(maps, 1, -1).reshape(weight.shape)
+    return np.moveaxis(maps, 1, -1).reshape(weight.shape).copy()
 
 
 def columns_first(weight, shape):
@@ -215,12 +215,15 @@ def columns_first(weight, shape):
     too."""
     weight = check_columns(weight, shape)
     maps = weight.reshape(-1, *shape[1:], shape[0])  # (out, *spatial, C)
-    return np.moveaxis(maps, -1, 1).reshape(weight.shape)
+    return np.moveaxis(maps, -1, 1).reshape(weight.shape).copy()
 
-
+# %% 09-frameworks
 def check_columns(weight, shape):
     """`weight` as an array; ValueError unless `shape` has its columns."""
     weight = as_array("weight", weight)
+    if len(shape) < 1 or min(shape) < 1:
+        raise ValueError("shape must be (C, *spatial), each at least 1, got "
+                         f"{tuple(shape)}")
     if weight.ndim != 2 or weight.shape[1] != np.prod(shape):
         raise ValueError(f"weight must have shape (out, {np.prod(shape)}) to "
                          f"follow maps {tuple(shape)}, got {weight.shape}")

@@ -1,10 +1,10 @@
 # Written by `make lib` from the chapters. Do not edit.
 
-__all__ = ["TRANSPOSED", "LAYERS", "FoldingError", "float64",
+__all__ = ["TRANSPOSED", "LAYERS", "NORMS", "FoldingError", "float64",
            "scale_and_shift", "weight_blocks", "with_weights", "put",
-           "fold_into_previous", "check_pair", "is_batch_norm", "has_hooks",
-           "check_channels", "fold_into_next", "check_border", "Fate",
-           "LayerTracer", "normalises", "trace", "Ranks", "describe",
+           "fold_into_previous", "check_layer", "has_hooks", "check_norm",
+           "is_batch_norm", "check_channels", "fold_into_next", "check_border",
+           "Fate", "LayerTracer", "normalises", "trace", "Ranks", "describe",
            "neighbour", "uses", "absorb", "fold", "merge_branches", "kind",
            "quantise_weight", "equalise"]
 
@@ -43,7 +43,8 @@ def scale_and_shift(bn):
 # %% 11-deployment
 def weight_blocks(layer):
     """A layer's weight as (groups, C_out, C_in, taps), in float64; C_out
-    and C_in are those of one group."""
+    and C_in are those of one group. Raises FoldingError."""
+    check_layer(layer)
     weight, groups = float64(layer.weight), getattr(layer, "groups", 1)
     blocks = weight.reshape(groups, len(weight) // groups,
                             weight.shape[1], -1)
@@ -88,8 +89,8 @@ def fold_into_previous(layer, bn):
     output channels. Both stay as they are. Raises FoldingError. Source:
     Jacob et al. (2018).
     """
-    check_pair(layer, bn)
     blocks = weight_blocks(layer)
+    check_norm(bn)
     check_channels(bn, blocks.shape[0] * blocks.shape[1], "gives")
     scale, shift = scale_and_shift(bn)
     if layer.bias is not None:
@@ -98,38 +99,54 @@ def fold_into_previous(layer, bn):
     return with_weights(layer, scale * blocks, shift)
 
 # %% 11-deployment
-def check_pair(layer, bn):
-    """Raise FoldingError unless the two are of types that are understood
-    and bn is a fixed affine map of each channel."""
+def check_layer(layer):
+    """Raise FoldingError unless it is a layer whose output is nothing but
+    its weight and bias applied to its input."""
     if type(layer) not in LAYERS:
         raise FoldingError(f"{type(layer).__name__} is not one of "
                            f"{', '.join(c.__name__ for c in LAYERS)}")
+    if has_hooks(layer):
+        raise FoldingError(f"the {type(layer).__name__} has forward hooks or "
+                           "a patched forward, which may read old values")
+    if not layer.weight.is_floating_point():
+        raise FoldingError(f"the {type(layer).__name__}'s weights are "
+                           f"{layer.weight.dtype}, not floating point")
+
+
+def has_hooks(module):
+    """Whether calling a module does more than its class's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks
+                or "forward" in vars(module))
+
+# %% 11-deployment
+def check_norm(bn):
+    """Raise FoldingError unless a batch normalization is a fixed affine
+    map of each channel."""
+    kind = type(bn).__name__
     if not is_batch_norm(bn):
-        raise FoldingError(f"{type(bn).__name__} is not a batch "
-                           "normalization of torch.nn or of this book")
-    for module in (layer, bn):
-        if has_hooks(module):
-            raise FoldingError(f"the {type(module).__name__} has forward "
-                               "hooks, which would see other values")
+        raise FoldingError(f"{kind} is not a batch normalization of torch.nn "
+                           "or of this book")
+    if has_hooks(bn):
+        raise FoldingError(f"the {kind} has forward hooks or a patched "
+                           "forward, which may read old values")
     if bn.training:
-        raise FoldingError(f"the {type(bn).__name__} is in training mode: "
-                           "call .eval() first")
+        raise FoldingError(f"the {kind} is in training mode: call .eval() "
+                           "first")
     if bn.running_mean is None or bn.running_var is None:
         raise FoldingError("it has no running statistics "
                            "(track_running_stats=False)")
 
 # %% 11-deployment
+NORMS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"}
+
+
 def is_batch_norm(module):
     """Whether it is one of torch.nn's or this book's own classes; another
-    subclass may compute anything."""
-    return (type(module).__name__.removeprefix("Sync").startswith("BatchNorm")
-            and type(module).__module__ in ("torch.nn.modules.batchnorm",
-                                            "normlab.torch_layers"))
-
-
-def has_hooks(module):
-    """Whether a module runs hooks in its forward pass."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    subclass may compute anything. In evaluation mode the synchronised ones
+    are like the others."""
+    kind = type(module)
+    return kind.__name__ in NORMS and kind.__module__ in (
+        "torch.nn.modules.batchnorm", "normlab.torch_layers", "normlab.sync")
 
 # %% 11-deployment
 def check_channels(bn, channels, verb):
@@ -147,9 +164,9 @@ def fold_into_next(bn, layer):
     bn's output, and bn of a zero is not zero. So are transposed
     convolutions, whose border sees fewer taps. Raises FoldingError.
     """
-    check_pair(layer, bn)
-    check_border(layer)
     blocks = weight_blocks(layer)
+    check_norm(bn)
+    check_border(layer)
     check_channels(bn, blocks.shape[0] * blocks.shape[2], "takes")
     scale, shift = (v.reshape(len(blocks), 1, -1, 1)
                     for v in scale_and_shift(bn))
@@ -209,8 +226,8 @@ def trace(model):
                                "model.eval() first")
         if has_hooks(module) and not (
                 name and tracer.is_leaf_module(module, name)):
-            raise FoldingError(f"{which} has forward hooks, which tracing "
-                               "would lose")
+            raise FoldingError(f"{which} has forward hooks or a patched "
+                               "forward, which tracing would lose")
     root = copy.deepcopy(model)
     try:
         graph = tracer.trace(root)
@@ -279,6 +296,7 @@ def absorb(net, node):
     bn, reasons = net.get_submodule(node.target), []
     for side in ("previous", "next"):
         try:
+            check_norm(bn)
             other = neighbour(net, node, side)
             layer = net.get_submodule(other.target)
             new = (fold_into_previous(layer, bn) if side == "previous"
@@ -330,10 +348,10 @@ def merge_branches(*convs):
     stride, without dilation, and centred alike: a kernel that is smaller
     by 2 pads by 1 less. Raises FoldingError. Source: Ding et al. (2021).
     """
-    if any(type(c) not in LAYERS[1:4] or isinstance(c.padding, str)
-           for c in convs):
-        raise FoldingError("branches must be convolutions whose padding is "
-                           "given in numbers")
+    if not convs or any(type(c) not in LAYERS[1:4] or has_hooks(c)
+                        or isinstance(c.padding, str) for c in convs):
+        raise FoldingError("branches must be convolutions without hooks "
+                           "whose padding is given in numbers")
     largest = max(convs, key=lambda c: c.kernel_size)
     weight, biases = 0, []
     for c in convs:
@@ -358,9 +376,11 @@ def quantise_weight(layer, per_channel, bits=8):
 
     The grid is symmetric about 0, its largest point the largest |weight|:
     of each output channel if per_channel, else of the whole tensor. The
-    values stay floating point, the bias as it is. Source: Krishnamoorthi
-    (2018).
+    values stay floating point, the bias as it is. Raises ValueError for
+    less than 2 bits, and FoldingError. Source: Krishnamoorthi (2018).
     """
+    if bits < 2:
+        raise ValueError(f"bits must be at least 2, got {bits}")
     blocks = weight_blocks(layer)
     largest = (blocks.abs().amax((2, 3), keepdim=True) if per_channel
                else blocks.abs().max())
@@ -375,7 +395,8 @@ def equalise(first, second):
     second reads what first gives, through nothing or an activation with
     f(s x) = s f(x) for s > 0, such as ReLU. Channel i of first is divided
     by s_i, that of second multiplied, with s_i as in equation (11.8).
-    Returns copies of both. Source: Nagel et al. (2019).
+    Returns copies of both. Raises FoldingError. Source: Nagel et al.
+    (2019).
     """
     w1, w2 = weight_blocks(first), weight_blocks(second)
     out_range = w1.abs().amax((2, 3)).flatten()  # (C,)

@@ -2,8 +2,8 @@
 
 __all__ = ["TILE", "PROGRAMS", "DTYPES", "tile", "load", "total",
            "moments_kernel", "chan", "merge_kernel", "affine", "before_relu",
-           "normalise_kernel", "after_relu", "sums_kernel", "dx_kernel",
-           "plan", "launch", "usable", "check", "ready", "forward", "backward",
+           "normalise_kernel", "plan", "launch", "usable", "check", "ready",
+           "forward", "after_relu", "sums_kernel", "dx_kernel", "backward",
            "inference"]
 
 # %% 10-cuda-kernels
@@ -122,53 +122,6 @@ def normalise_kernel(x, residual, y, weight, bias, shift, rest, inv_std, N,
     tl.store(y + at, z, inside)
 
 # %% 10-cuda-kernels
-@triton.jit
-def after_relu(dy, d, residual, at, inside, scale, offset, RELU: constexpr):
-    """dy where the ReLU let the value pass; its input is recomputed."""
-    g = load(dy, at, inside)
-    return g if not RELU else tl.where(
-        before_relu(d, residual, at, inside, scale, offset) <= 0, 0, g)
-
-# %% 10-cuda-kernels
-@triton.jit
-def sums_kernel(dy, x, residual, passed, parts, weight, bias, shift, rest,
-                inv_std, T, S, N, L, C: constexpr, BN: constexpr,
-                BC: constexpr, BL: constexpr, V: constexpr, RELU: constexpr):
-    """Sums of g and g * (x - mean) over every S-th tile: parts (2, C, S).
-    g is dy through the ReLU; it goes into `passed` if there is one."""
-    pid, programs = tl.program_id(0), tl.num_programs(0)
-    c = tile(pid, N, L, C, BN, BC, BL, V)[2]
-    shift, rest, _, scale, offset = affine(
-        weight, bias, shift, rest, inv_std, c, C)
-    g1 = tl.zeros((BN, BC, BL), tl.float32)
-    g2 = g1
-    for p in range(pid, T, programs):
-        at, inside, c, n = tile(p, N, L, C, BN, BC, BL, V)
-        d = load(x, at, inside) - shift
-        g = after_relu(dy, d, residual, at, inside, scale, offset, RELU)
-        if passed is not None:
-            tl.store(passed + at, g, inside)
-        g1, g2 = g1 + g, g2 + g * (d - rest)
-    out = parts + c * S + pid // tl.cdiv(C, BC)
-    tl.store(out, total(g1), c < C)
-    tl.store(out + C * S, total(g2), c < C)
-
-# %% 10-cuda-kernels
-@triton.jit
-def dx_kernel(g, x, dx, sums, weight, bias, shift, rest, inv_std, m, N, L,
-              C: constexpr, BN: constexpr, BC: constexpr, BL: constexpr,
-              V: constexpr, RELU: constexpr):
-    """One tile of dx, from sums (2, C): of g, and of g * (x - mean)."""
-    at, inside, c, _ = tile(tl.program_id(0), N, L, C, BN, BC, BL, V)
-    shift, rest, inv_std, scale, offset = affine(
-        weight, bias, shift, rest, inv_std, c, C)
-    d = load(x, at, inside) - shift
-    g = after_relu(g, d, None, at, inside, scale, offset, RELU)
-    slope = load(sums + C, c, c < C) * inv_std * inv_std / m
-    g -= load(sums, c, c < C) / m + (d - rest) * slope
-    tl.store(dx + at, scale * g, inside)
-
-# %% 10-cuda-kernels
 TILE = 4096  # values in a tile of the forward pass; backward, half of it
 PROGRAMS = 8 * 132  # of a reduction; an H200 has 132 multiprocessors
 
@@ -259,6 +212,53 @@ def forward(x, weight, bias, eps, relu=False, residual=None):
     launch(normalise_kernel, tiles, x, x, residual, y, weight, bias, shift,
            rest, inv_std, **sizes, RELU=relu)
     return y, shift, rest, var, inv_std
+
+# %% 10-cuda-kernels
+@triton.jit
+def after_relu(dy, d, residual, at, inside, scale, offset, RELU: constexpr):
+    """dy where the ReLU let the value pass; its input is recomputed."""
+    g = load(dy, at, inside)
+    return g if not RELU else tl.where(
+        before_relu(d, residual, at, inside, scale, offset) <= 0, 0, g)
+
+# %% 10-cuda-kernels
+@triton.jit
+def sums_kernel(dy, x, residual, passed, parts, weight, bias, shift, rest,
+                inv_std, T, S, N, L, C: constexpr, BN: constexpr,
+                BC: constexpr, BL: constexpr, V: constexpr, RELU: constexpr):
+    """Sums of g and g * (x - mean) over every S-th tile: parts (2, C, S).
+    g is dy through the ReLU; it goes into `passed` if there is one."""
+    pid, programs = tl.program_id(0), tl.num_programs(0)
+    c = tile(pid, N, L, C, BN, BC, BL, V)[2]
+    shift, rest, _, scale, offset = affine(
+        weight, bias, shift, rest, inv_std, c, C)
+    g1 = tl.zeros((BN, BC, BL), tl.float32)
+    g2 = g1
+    for p in range(pid, T, programs):
+        at, inside, c, n = tile(p, N, L, C, BN, BC, BL, V)
+        d = load(x, at, inside) - shift
+        g = after_relu(dy, d, residual, at, inside, scale, offset, RELU)
+        if passed is not None:
+            tl.store(passed + at, g, inside)
+        g1, g2 = g1 + g, g2 + g * (d - rest)
+    out = parts + c * S + pid // tl.cdiv(C, BC)
+    tl.store(out, total(g1), c < C)
+    tl.store(out + C * S, total(g2), c < C)
+
+# %% 10-cuda-kernels
+@triton.jit
+def dx_kernel(g, x, dx, sums, weight, bias, shift, rest, inv_std, m, N, L,
+              C: constexpr, BN: constexpr, BC: constexpr, BL: constexpr,
+              V: constexpr, RELU: constexpr):
+    """One tile of dx, from sums (2, C): of g, and of g * (x - mean)."""
+    at, inside, c, _ = tile(tl.program_id(0), N, L, C, BN, BC, BL, V)
+    shift, rest, inv_std, scale, offset = affine(
+        weight, bias, shift, rest, inv_std, c, C)
+    d = load(x, at, inside) - shift
+    g = after_relu(g, d, None, at, inside, scale, offset, RELU)
+    slope = load(sums + C, c, c < C) * inv_std * inv_std / m
+    g -= load(sums, c, c < C) / m + (d - rest) * slope
+    tl.store(dx + at, scale * g, inside)
 
 # %% 10-cuda-kernels
 def backward(dy, x, weight, bias, shift, rest, inv_std, relu=False,

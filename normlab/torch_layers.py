@@ -80,7 +80,7 @@ def batch_norm_backward(dy, x, weight, shift, rest, inv_std):
     slope = -inv_std * dweight / m
     offset = -dbias / m - slope * rest
     scale = inv_std if weight is None else inv_std * weight
-    dx = d.mul_(per_channel(slope, x)).add_(dy)
+    dx = (d * per_channel(slope, x)).add_(dy)
     dx.add_(per_channel(offset, x)).mul_(per_channel(scale, x))
     return dx.to(x.dtype), dweight, dbias
 
@@ -105,7 +105,7 @@ def batch_norm_double_backward(v, u, w, dy, x, weight, eps):
     vp, gp = v - mean(v) - xhat * a, g - mean(g) - xhat * b
     k = mean(v * gp)
     at_x = s * (u * gp - scale * (k * xhat + b * vp + a * gp))
-    at_weight = None if weight is None else (m * k * s).flatten()
+    at_weight = None if weight is None else (m * k * s).reshape(-1)
     return scale * vp + u * xhat + w, at_x, at_weight
 
 # %% 08-pytorch
@@ -123,15 +123,17 @@ def batch_norm_inference(x, weight, bias, mean, var, eps):
         y = y + per_channel(bias, x)
     return y.to(x.dtype)
 
-
+# %% 08-pytorch
 def batch_norm_inference_backward(dy, x, weight, mean, var, eps):
     """Gradients dx, like x, and dweight and dbias (C,), with the
     statistics held."""
     dy, s = wide(dy), (wide(var) + eps).rsqrt()
     dweight = (dy * (wide(x) - per_channel(mean, x))).sum(batch_axes(x)) * s
     scale = s if weight is None else s * weight
-    return ((dy * per_channel(scale, x)).to(x.dtype), dweight,
-            dy.sum(batch_axes(x)))
+    dx = (dy * per_channel(scale, x)).to(x.dtype)
+    if dx.stride() != x.stride():  # `where` lays its result out like x
+        dx = torch.where(x.new_zeros((), dtype=torch.bool), x, dx)
+    return dx, dweight, dy.sum(batch_axes(x))
 
 # %% 08-pytorch
 @functools.cache
@@ -317,8 +319,7 @@ class BatchNormBase(nn.modules.batchnorm._BatchNorm):
 class BatchNormTraining(BatchNormBase):
     """The training mode: batch statistics, which move the running ones."""
     def normalise(self, x):
-        """Normalise x with its own statistics; in training mode, and if
-        they are tracked, move the running ones towards them."""
+        """Normalise x with its own statistics, which training tracks."""
         y, shift, rest, var, _ = BatchNormForward.apply(
             x, self.weight, self.bias, self.eps)
         if self.training and self.track_running_stats:
@@ -328,14 +329,16 @@ class BatchNormTraining(BatchNormBase):
     def track(self, m, mean, var):
         """Move the running estimates towards a batch's mean and biased
         var (C,), taken over m values a channel."""
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if m == 0 or self.running_mean is None:
+            return
         share = self.momentum
         if share is None:  # the plain average of all batches so far
             share = 1 / self.num_batches_tracked.to(var.dtype)
-        if m > 0:
-            unbiased = var * (m / (m - 1))
-            self.running_mean.add_(share * (mean - self.running_mean))
-            self.running_var.add_(share * (unbiased - self.running_var))
+        unbiased = var * (m / (m - 1))
+        self.running_mean.add_(share * (mean - self.running_mean))
+        self.running_var.add_(share * (unbiased - self.running_var))
 
 # %% 08-pytorch
 class BatchNorm1d(BatchNormTraining, nn.BatchNorm1d):

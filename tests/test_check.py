@@ -2,6 +2,7 @@
 
 import copy
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -74,6 +75,22 @@ def test_another_repository_in_the_setup_cell(nb):
     first = book.code_cells(nb)[0]
     first.source = first.source.replace("https://github.com", "https://x.y")
     assert "not the setup cell" in found(check.check_cells, NAME, nb)
+
+
+def test_a_setup_cell_that_forgets_what_its_chapter_needs():
+    nb = book.read(book.chapters(["10"])[0])
+    assert not found(check.check_cells, "10-cuda-kernels", nb)
+    book.code_cells(nb)[0].source = check.setup(NAME)
+    assert "not the setup cell" in found(
+        check.check_cells, "10-cuda-kernels", nb)
+
+
+@pytest.mark.parametrize("name", check.EXTRAS)
+def test_extras_that_setup_cells_ask_for_exist(name):
+    project = tomllib.loads((book.ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    assert check.EXTRAS[name][0] in extras
+    assert book.chapters([name])
 
 
 def test_a_figure_without_alt_text(nb):

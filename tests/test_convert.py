@@ -3,7 +3,10 @@
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_HOME", os.devnull)  # nothing in the home folder
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +215,15 @@ def test_columns_follow_the_flattening(shape):
     np.testing.assert_array_equal(convert.columns_first(turned, shape), weight)
 
 
+@pytest.mark.parametrize("turn", [convert.columns_last, convert.columns_first])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (6,), (3, 1, 2)])
+def test_turned_columns_are_a_copy(turn, shape):
+    weight = torch.ones(2, 6)
+    turned = turn(weight, shape)
+    turned += 1
+    assert (weight == 1).all()
+
+
 def test_options_mean_the_same():
     x = np.random.default_rng(0).normal(3, 2, (8, 4)).astype(np.float32)
     layer = torch.nn.BatchNorm1d(4, eps=1e-4, momentum=0.3)
@@ -281,6 +293,11 @@ BAD = {
                     "momentum must be from 0 to 1, got 10"),
     "columns": (lambda: convert.columns_last(np.ones((2, 7)), (2, 3)),
                 ValueError, r"\(out, 6\) to follow maps \(2, 3\), got \(2, 7"),
+    "no columns": (lambda: convert.columns_last(np.ones((2, 0)), (0, 3)),
+                   ValueError, r"each at least 1, got \(0, 3\)"),
+    "columns without a shape": (
+        lambda: convert.columns_first(np.ones((2, 1)), ()), ValueError,
+        r"shape must be \(C, \*spatial\), .* got \(\)"),
     "columns of three axes": (
         lambda: convert.columns_first(np.ones((2, 2, 3)), (2, 3)),
         ValueError, r"got \(2, 2, 3\)"),

@@ -285,6 +285,12 @@ class BatchNormAct(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
+def patched(module):
+    original = module.forward
+    module.forward = lambda x: 2 * original(x)
+    return module
+
+
 CONV = nn.Conv2d(4, 4, 1)
 REFUSED = {
     "BatchNormAct is not a batch": (CONV, BatchNormAct(4).eval()),
@@ -304,6 +310,12 @@ REFUSED = {
         hooked(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4).eval()),
     "BatchNorm2d has forward hooks": (
         CONV, hooked(nn.BatchNorm2d(4)).eval()),
+    "Conv2d has forward hooks or a patched forward": (
+        patched(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4).eval()),
+    "BatchNorm2d has forward hooks or a patched forward": (
+        CONV, patched(nn.BatchNorm2d(4)).eval()),
+    "not floating point": (
+        nn.Conv2d(4, 4, 1, dtype=torch.complex64), nn.BatchNorm2d(4).eval()),
     "channels, the batch normalization has 5": (
         CONV, nn.BatchNorm2d(5).eval()),
     "ReLU is not one of": (nn.ReLU(), nn.BatchNorm2d(4).eval()),
@@ -578,6 +590,49 @@ def test_the_books_own_layer():
     assert gap(folded(IMAGES), net(IMAGES)) <= 2e-6
 
 
+@pytest.mark.parametrize("book", [False, True])
+@torch.no_grad()
+def test_synchronised_layers_fold_too(book):
+    kind = (pytest.importorskip("normlab.sync").SyncBatchNorm if book
+            else nn.SyncBatchNorm)
+    plain = nets.randomise(nets.ResNet20(width=4), IMAGES)
+    net = kind.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert sum(type(m) is kind for m in net.modules()) == 21
+    folded, fates = fold(net)
+    assert [f.reason for f in fates] == [None] * 21
+    assert gap(folded(IMAGES), plain(IMAGES)) <= 2e-6
+
+
+def test_only_the_books_own_classes_pass_for_batch_normalization():
+    sync = pytest.importorskip("normlab.sync")
+    layers = pytest.importorskip("normlab.torch_layers")
+    assert folding.is_batch_norm(sync.SyncBatchNorm(4))
+    assert folding.is_batch_norm(layers.BatchNorm1d(4))
+    assert not folding.is_batch_norm(sync.SyncBatchNormState(4))
+    assert not folding.is_batch_norm(
+        type("SyncBatchNorm", (sync.SyncBatchNorm,), {})(4))
+
+
+class Counts(nn.Module):
+    """Looks like a batch normalization, and takes no input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_var", torch.ones(4, 1, 1))
+
+    def forward(self):
+        return self.running_var
+
+
+@torch.no_grad()
+def test_a_look_alike_without_input_is_kept():
+    net = Net(lambda n, x: n.conv(x) + n.bn(), conv=conv(), bn=Counts())
+    x = torch.randn(2, 4, 9, 9)
+    folded, (fate,) = fold(net)
+    assert "Counts is not a batch normalization" in fate.reason
+    assert torch.equal(folded(x), net(x))
+
+
 def branches(channels=6, stride=1, groups=1):
     """Three branches of a RepVGG block, each normalised."""
     conv3 = nn.Conv2d(channels, channels, 3, stride, 1, groups=groups,
@@ -613,6 +668,34 @@ def test_branches_that_do_not_add_up(other):
         folding.merge_branches(other, nn.Conv2d(6, 6, 5, padding=2))
     with pytest.raises(FoldingError, match="can't be added|must be conv"):
         folding.merge_branches(nn.Conv2d(6, 6, 3, padding=1), other)
+
+
+def test_branches_that_are_none_or_hooked_are_refused():
+    with pytest.raises(FoldingError, match="must be convolutions"):
+        folding.merge_branches()
+    with pytest.raises(FoldingError, match="without hooks"):
+        folding.merge_branches(hooked(nn.Conv2d(6, 6, 1)))
+
+
+@pytest.mark.parametrize("layer", [
+    parametrizations.weight_norm(nn.ConvTranspose2d(4, 6, 3)),
+    Standardised(4, 4, 3), hooked(nn.Conv2d(4, 4, 3)), nn.ReLU()],
+    ids=lambda layer: type(layer).__name__)
+def test_weights_that_are_not_stored_are_neither_quantised_nor_equalised(
+        layer):
+    refused = pytest.raises(FoldingError, match="is not one of|has forward")
+    with refused:
+        folding.quantise_weight(layer, True)
+    with refused:
+        folding.equalise(layer, nn.Conv2d(4, 4, 1))
+    with refused:
+        folding.equalise(nn.Conv2d(4, 4, 1), layer)
+
+
+@pytest.mark.parametrize("bits", [0, 1])
+def test_a_grid_needs_two_bits(bits):
+    with pytest.raises(ValueError, match="bits must be at least 2, got"):
+        folding.quantise_weight(nn.Linear(3, 3), False, bits)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -697,6 +780,7 @@ def test_benchmark_compares_like_with_like():
     assert gap(different, want) > 0.1
     r = benchmark.inference("MobileNetV2", 1, "NHWC", 1)
     assert r["error"]["folded"] <= 2e-6 and set(r["ms"]) == set(forms)
+    assert not r["page_faults"] or set(r["page_faults"]) == set(forms)
     r = benchmark.training("MobileNetV2", 2, "NHWC", 1)
     assert r["saved_bytes"]["BN"] > r["saved_bytes"]["none"]
 

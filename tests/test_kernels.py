@@ -74,6 +74,10 @@ def test_every_kernel_compiles_without_spills_in_96_registers(compiled):
         assert row["spills"] == row["stack_bytes"] == 0, row
 
 
+def test_no_atomics_so_that_the_order_of_sums_is_fixed(compiled):
+    assert not any(row["atomics"] for row in compiled)
+
+
 def test_loads_and_stores_are_128_bits_wide_where_sizes_divide(compiled):
     tensors = [r for r in compiled if r["kernel"] != "merge_kernel"]
     wide = [r for r in tensors if r["loads_128"]]

@@ -30,6 +30,7 @@ RTOL = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-3,
         torch.bfloat16: 1.6e-2}
 MODES = pytest.mark.parametrize("training", [True, False],
                                 ids=["train", "eval"])
+SHAPES_BY_AXES = {2: "BatchNorm1d", 4: "BatchNorm2d"}
 SHAPES = {(8, 5): "BatchNorm1d", (2, 5): "BatchNorm1d",
           (4, 5, 7): "BatchNorm1d", (3, 5, 4, 6): "BatchNorm2d",
           (2, 5, 1, 1): "BatchNorm2d", (2, 5, 2, 3, 4): "BatchNorm3d"}
@@ -198,6 +199,73 @@ def test_the_functions_alone_agree_with_autograd():
         close(a, b)
 
 
+@pytest.mark.parametrize("wanted", [(0, 1, 1), (1, 0, 1), (1, 1, 0),
+                                    (1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=str)
+@MODES
+def test_double_backward_of_some_of_the_inputs(wanted, training):
+    found = []
+    for layer in pair("BatchNorm1d", 3, eps=0.1, dtype=torch.float64):
+        layer.train(training)
+        torch.manual_seed(1)
+        inputs = torch.randn(8, 3, dtype=torch.float64), *layer.parameters()
+        for t, want in zip(inputs, wanted):
+            t.requires_grad_(bool(want))
+        leaves = [t for t in inputs if t.requires_grad]
+        slopes = torch.autograd.grad((layer(inputs[0]) ** 3).sum(), leaves,
+                                     create_graph=True)
+        total = sum((g ** 2).sum() for g in slopes)
+        found.append((*slopes, *torch.autograd.grad(total, leaves)))
+    for a, b in zip(*found, strict=True):
+        close(a, b, 1e-10)
+
+
+@pytest.mark.parametrize("absent", [(), ("weight",), ("bias",),
+                                    ("weight", "bias")], ids=str)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("half_layer", [True, False])
+@MODES
+def test_half_precision_derivatives_keep_their_types(half, half_layer, absent,
+                                                     training):
+    found = []
+    for kind, layer_kind in ((half, half if half_layer else torch.float32),
+                             (torch.float64, torch.float64)):
+        torch.manual_seed(0)
+        layer = tl.BatchNorm1d(3, eps=0.1, dtype=layer_kind).train(training)
+        for name in absent:
+            setattr(layer, name, None)
+        x = torch.randn(16, 3).to(half).to(kind).requires_grad_()
+        y, grads = gradients(layer, x, twice=True)
+        leaves = [x, *layer.parameters()] * 2
+        assert [g.dtype for g in grads] == [t.dtype for t in leaves]
+        found.append((y, *grads))
+    for a, b in zip(*found, strict=True):
+        close(a, b, 8 * RTOL[half], kind=False)
+
+
+@MODES
+@pytest.mark.parametrize("shape", [(6, 3), (2, 3, 2, 2)], ids=str)
+def test_batched_gradients(shape, training):
+    layer = getattr(tl, SHAPES_BY_AXES[len(shape)])(
+        3, eps=0.1, momentum=0.0, dtype=torch.float64).train(training)
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(layer, x, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("absent", [
+    ("running_mean", "running_var"), ("num_batches_tracked",),
+    ("running_mean", "running_var", "num_batches_tracked")], ids=str)
+@MODES
+def test_buffers_taken_away_by_hand(absent, training):
+    ours, theirs = pair("BatchNorm1d", 3)
+    for layer in (ours.train(training), theirs.train(training)):
+        for name in absent:
+            setattr(layer, name, None)
+    torch.manual_seed(0)
+    same_step(ours, theirs, 3 + torch.randn(6, 3))
+
+
 def attempt(build):
     """The error that build() raises."""
     with pytest.raises(Exception) as caught:
@@ -346,8 +414,7 @@ def test_memory_formats(device, kind, dy_kind, training):
     close(dx, want_dx, 1e-4)
     if kind in ("planes", "channels-last"):
         assert y.stride() == x.stride() == want_y.stride()
-        if training or dy_kind == kind:  # otherwise eval follows dy
-            assert dx.stride() == x.stride() == want_dx.stride()
+        assert dx.stride() == x.stride() == want_dx.stride()
 
 
 @pytest.mark.parametrize("layer_dtype", ["float32", "same"])
@@ -612,7 +679,8 @@ def test_the_real_kernels_in_triton_s_interpreter():
     code = """
         import torch
         from normlab import kernels, torch_layers as tl
-        from tests.test_torch_layers import laid_out, pair, same_step
+        from tests.test_torch_layers import (
+            SHAPES_BY_AXES, laid_out, pair, same_step)
         tl.kernels_for = lambda x: kernels
         half, single = torch.bfloat16, torch.float32
         for shape, form, x_type, layer_type in (
@@ -621,7 +689,7 @@ def test_the_real_kernels_in_triton_s_interpreter():
                 ((2, 3, 4, 4), "channels-last", single, single),
                 ((2, 3, 4, 4), "planes", half, single),
                 ((6, 3), "planes", half, half)):
-            name = {2: "BatchNorm1d", 4: "BatchNorm2d"}[len(shape)]
+            name = SHAPES_BY_AXES[len(shape)]
             ours, theirs = pair(name, 3, dtype=layer_type)
             x = laid_out(shape, form).to(x_type)
             same_step(ours, theirs, x, twice=x_type is single)
