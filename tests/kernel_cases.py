@@ -116,11 +116,11 @@ def test_other_dimensions(shape):
 
 
 # The shapes that broke other kernels.
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout, channels", [("planes", 1), ("rows", 2)])
 def test_a_batch_over_2048_with_an_odd_number_of_positions(
-        layout, monkeypatch):
+        layout, channels, monkeypatch):
     monkeypatch.setattr(kernels, "TILE", 4096)
-    assert_right(Batch((2049, 1, 7, 7), layout))
+    assert_right(Batch((2049, channels, 7, 7), layout))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 65, 96])
@@ -175,12 +175,12 @@ def test_one_value_a_channel_gives_the_bias():
 
 
 def test_a_constant_channel_gives_the_bias_and_no_negative_variance():
-    b = Batch((330, 40))
+    b = Batch((75, 40))
     values = torch.cat((torch.zeros(1), 1e4 * torch.randn(39))).to(DEVICE)
     b.x[:] = values
     y, (_, _, var, _), _ = b.ours()
     torch.testing.assert_close(
-        y, b.bias.expand(330, 40), rtol=0, atol=1e-5)
+        y, b.bias.expand(75, 40), rtol=0, atol=1e-5)
     assert bool((var >= 0).all()) and float(var.max()) < 1e-5
 
 

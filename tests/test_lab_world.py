@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from normlab.lab.world import run_world
+from normlab.lab.world import environment, run_world
 
 SAVING = """\
 import os, sys
@@ -42,3 +42,19 @@ def test_a_world_that_takes_too_long_is_ended(tmp_path):
 def test_a_world_that_fails_says_why():
     with pytest.raises(RuntimeError, match="(?s)rank 0:.*no such luck"):
         run_world("raise SystemExit('no such luck')", 1)
+
+
+@pytest.mark.parametrize("left", [b"", b"PK\x03\x04 cut short"])
+def test_a_file_that_was_cut_short_hides_no_error(left):
+    script = (f"open('rank0.npz', 'wb').write({left!r})\n"
+              "raise SystemExit('ended while it saved')")
+    with pytest.raises(RuntimeError, match="(?s)rank 0:.*ended while it"):
+        run_world(script, 1)
+
+
+def test_settings_of_another_torchrun_do_not_reach_the_world(monkeypatch):
+    monkeypatch.setenv("PET_NNODES", "2")  # torchrun's own defaults
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    left = environment()
+    assert "PET_NNODES" not in left
+    assert left["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "0"

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,12 +82,16 @@ def end(process):
 
 
 def environment():
-    """This process's environment, one thread a rank, on the loopback."""
+    """This process's environment, one thread a rank, on the loopback. The
+    ranks meet at torchrun's own store, which chose a free port by opening
+    it: worlds that start at the same time can't collide."""
     loopback = [name for _, name in socket.if_nameindex()
                 if name in ("lo", "lo0")]
     path = [str(Path(normlab.__file__).resolve().parents[1]),
             os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "OMP_NUM_THREADS": "1",
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PET_")}
+    return {**kept, "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             **({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {})}
 
@@ -97,6 +102,10 @@ def collect(folder, rank):
         return "".join(p.read_text(errors="replace") for p in sorted(
             (folder / "logs").glob(f"*/attempt_0/{rank}/{name}.log")))
 
-    saved = folder / f"rank{rank}.npz"
-    arrays = dict(np.load(saved)) if saved.exists() else {}
+    arrays = {}
+    try:
+        with np.load(folder / f"rank{rank}.npz") as saved:
+            arrays = dict(saved)
+    except (FileNotFoundError, EOFError, zipfile.BadZipFile):
+        pass  # the rank saved nothing, or was ended while it did
     return Rank(log("stdout"), log("stderr"), arrays)
