@@ -36,6 +36,8 @@ CASES = [
     *(Case(LARGE, layout, dtype, fused) for layout in ("planes", "rows")
       for dtype in ("float32", "bfloat16")
       for fused in ("", "relu", "add+relu")),
+    Case((1024, 1024, 14, 14), "planes", "float32", "relu"),  # 4 * 49
+    Case((8192, 100), "rows", "float32", "relu"),
     Case((1024, 2048, 7, 7), "planes", "bfloat16", "relu"),  # odd: 49
     Case((4097, 65), "rows", "float32", "relu"),  # no power of two
 ]

@@ -3,8 +3,12 @@
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections import Counter
+
+# Read when ONNX Runtime is imported: send nothing, write nothing at home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def export(net, x, path, optimize=True):
