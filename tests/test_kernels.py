@@ -58,6 +58,7 @@ def compiled(tmp_path_factory):
         from benchmarks import sm90
         few = [c for c in sm90.CASES if c.fused == "add+relu"
                or c.shape != sm90.LARGE or c == sm90.CASES[1]]
+        few.append(sm90.Case((1, 1), "rows", "float16", "relu"))
         print(json.dumps(sm90.run(few)))""",
         folder=tmp_path_factory.mktemp("triton"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -67,7 +68,7 @@ def compiled(tmp_path_factory):
 def test_every_kernel_compiles_without_spills_in_96_registers(compiled):
     names = {row["kernel"] for row in compiled}
     assert len(names) == 5
-    assert {(r["layout"], r["dtype"]) for r in compiled} == {
+    assert {(r["layout"], r["dtype"]) for r in compiled} >= {
         (a, b) for a in ("planes", "rows") for b in ("float32", "bfloat16")}
     for row in compiled:
         assert row["registers"] <= 96, row
