@@ -109,6 +109,7 @@ def test_evidence_lists_every_claim_and_leads_to_its_cell(page, site):
     for claim in claims:
         assert page.locator(f"[id='claim-{claim['id']}']").count() == 1
     assert text.count("Measured:") == len(claims)
+    assert "{" not in text  # BibTeX's braces around names
     page.locator("article a:has-text('the cell')").first.click()
     page.wait_for_load_state()
     assert page.locator(":target.claim").count() == 1

@@ -47,7 +47,7 @@ def title(root, chapter):
 
 def authors_and_year(entry):
     """How a text names an entry of the bibliography."""
-    names = [" ".join(p.prelast_names + p.last_names)
+    names = [" ".join(map(str, p.rich_prelast_names + p.rich_last_names))
              for p in entry.persons.get("author", [])]
     who = (names[0] if len(names) == 1 else " and ".join(names)
            if len(names) == 2 else f"{names[0]} et al." if names
