@@ -42,6 +42,9 @@ CASES = [
     Case((4097, 65), "rows", "float32", "relu"),  # no power of two
 ]
 
+# Atomic instructions and reductions in memory; REDUX is one of registers.
+ATOMIC = re.compile(r"\b(?:ATOM\w*|RED[GS]?|REDAS|UBLKRED)\b")
+
 
 def divisible(case):
     """Whether the values that lie side by side fill 128-bit loads."""
@@ -117,7 +120,7 @@ def compiled(kernel, args, constants):
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "atomics": len(re.findall(r"\b(?:ATOM[GS]?|RED)\b", sass)),
+        "atomics": len(ATOMIC.findall(sass)),
         "instructions": len(re.findall(r"/\*[0-9a-f]{4}\*/ +[^ ]", sass)),
         **{f"{'loads' if kind == 'LDG' else 'stores'}_{bits}":
            widths[kind, {"16": "U16", "32": ""}.get(bits, bits)]

@@ -1,6 +1,6 @@
 # Written by `make lib` from the chapters. Do not edit.
 
-__all__ = ["TILE", "PROGRAMS", "DTYPES", "tile", "load", "total",
+__all__ = ["TILE", "PROGRAMS", "DTYPES", "MOST", "tile", "load", "total",
            "moments_kernel", "chan", "merge_kernel", "affine", "before_relu",
            "normalise_kernel", "plan", "launch", "usable", "check", "ready",
            "forward", "after_relu", "sums_kernel", "dx_kernel", "backward",
@@ -151,6 +151,7 @@ def launch(kernel, programs, x, *args, **sizes):
 
 # %% 10-cuda-kernels
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST = 2**31 - 2**16  # values a channel: a tile's end still fits 32 bits
 
 
 def usable(x):
@@ -162,8 +163,8 @@ def check(x):
     """Raise TypeError or ValueError for an x that the kernels don't take."""
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be one of {DTYPES}, got {x.dtype}")
-    if x.ndim < 2 or not 0 < x.numel() < 2**31 * x.shape[1]:
-        raise ValueError("x must be (N, C, ...), with 1 to 2**31 - 1 values "
+    if x.ndim < 2 or not 0 < x.numel() <= MOST * x.shape[1]:
+        raise ValueError(f"x must be (N, C, ...), with 1 to {MOST} values "
                          f"a channel, got {tuple(x.shape)}")
     if not usable(x):
         raise ValueError("x must be on CUDA (or set TRITON_INTERPRET=1 "

@@ -1,9 +1,9 @@
 # Written by `make lib` from the chapters. Do not edit.
 
-__all__ = ["wide", "value_axes", "across", "centre", "local_moments",
-           "merge_ranks", "together", "moments_of_all", "normalise",
-           "local_sums", "input_gradient", "Normalise", "several",
-           "update_running", "SyncBatchNormState", "SyncBatchNorm", "convert"]
+__all__ = ["across", "centre", "local_moments", "merge_ranks", "together",
+           "moments_of_all", "normalise", "local_sums", "input_gradient",
+           "Normalise", "several", "update_running", "SyncBatchNormState",
+           "SyncBatchNorm", "convert"]
 
 # %% 12-many-devices
 """Batch normalization over every process of a group, for PyTorch."""
@@ -14,17 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from normlab.torch_layers import batch_axes, wide
+
 # %% 12-many-devices
-def wide(x):
-    """x in the precision that statistics are taken in: at least float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def value_axes(x):
-    """The axes of x (N, C, *spatial) along which a channel's values lie."""
-    return [0, *range(2, x.dim())]
-
-
 def across(v, x):
     """v (C,) in the precision of x and shaped to broadcast against it."""
     return v.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
@@ -45,7 +37,7 @@ def local_moments(x):
     n = x.numel() // c
     message = torch.zeros(2 * c + 1, dtype=torch.float64, device=x.device)
     if n:
-        x, axes = wide(x), value_axes(x)
+        x, axes = wide(x), batch_axes(x)
         mean = x.mean(axes).double()  # rounded: the rest makes up for it
         d, _ = centre(x, mean)
         rest = d.mean(axes).double()
@@ -110,7 +102,7 @@ def normalise(d, rest, weight, bias, inv_std):
 def local_sums(dy, d, rest):
     """Sums (2C,) in float64 over this rank's values: of dy, then of
     dy * (x - mean), with x - mean = d - rest."""
-    axes = value_axes(dy)
+    axes = batch_axes(dy)
     sum_dy = dy.sum(axes).double()
     return torch.cat([sum_dy, (dy * d).sum(axes) - rest * sum_dy])
 

@@ -328,6 +328,13 @@ def test_offsets_beyond_two_to_the_31():
     assert int(at.min()) == (8000 * 1000 + 7) * 1000 > 2**31
 
 
+def test_a_channel_too_long_for_32_bits_is_refused():
+    long = torch.empty((1, 1, 2**31 - 1), device="meta")
+    with pytest.raises(ValueError, match="values a channel"):
+        kernels.check(long)
+
+
+
 def refused(error, *args, **more):
     with pytest.raises(error) as info:
         kernels.forward(*args, 1e-5, **more)

@@ -153,3 +153,13 @@ def test_measure_takes_turns_and_medians():
     found = bench.measure(functions, 3, clock)
     assert seen[-6:] == ["a", "b", "b", "a", "a", "b"]
     assert found == {"a": 3.0, "b": 2.0}
+
+
+@pytest.mark.parametrize("line, found", [
+    ("ATOMG.E.ADD.F32.FTZ.RN.STRONG.GPU PT, RZ, desc[UR4][R2.64], R5", 1),
+    ("REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R5", 1),
+    ("RED.E.ADD.STRONG.GPU [R2.64], R5", 1),
+    ("REDUX.SUM UR6, R0", 0),
+])
+def test_atomic_instructions_are_known_by_name(line, found):
+    assert len(sm90.ATOMIC.findall(line)) == found
