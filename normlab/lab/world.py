@@ -16,6 +16,15 @@ import normlab
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone",
           "--local-addr=127.0.0.1", "--max-restarts=0"]
+# What a script ends with: its exit functions, and then no shutdown of Python,
+# during which a thread of the back end that still runs can abort the rank.
+LEAVE = """
+import atexit, os, sys
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)
+"""
 
 
 class Rank(NamedTuple):
@@ -37,7 +46,7 @@ def run_world(script, ranks=2, args=(), timeout=120, check=True):
     """
     folder = Path(tempfile.mkdtemp(prefix="world-"))
     try:
-        (folder / "script.py").write_text(script, encoding="utf-8")
+        (folder / "script.py").write_text(script + LEAVE, encoding="utf-8")
         command = [*LAUNCH, f"--nproc-per-node={ranks}", "--redirects=3",
                    f"--log-dir={folder / 'logs'}", "script.py", *args]
         code, said = launch(command, folder, timeout)
