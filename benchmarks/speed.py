@@ -59,23 +59,29 @@ def ours(work, x, dy):
     return lambda: (layer(x),)
 
 
-def by_torch(work, x, dy):
-    """The same with PyTorch's module and autograd."""
-    layer = MODULES[x.ndim](x.shape[1]).train(work != "eval")
-    x, dy = torch.from_numpy(x), torch.from_numpy(dy)
+def torch_step(layer, run, x, dy, training):
+    """A function that calls `run`, a PyTorch layer or what was compiled of
+    it, on the tensor x once; in training also backward from dy."""
+    x.requires_grad_(training)
 
     def train():
         x.grad = layer.weight.grad = layer.bias.grad = None
-        y = layer(x)
+        y = run(x)
         y.backward(dy)
         return y.detach(), x.grad
 
     def forward():
         with torch.no_grad():
-            return (layer(x),)
+            return (run(x),)
 
-    x.requires_grad_(work == "train")
-    return train if work == "train" else forward
+    return train if training else forward
+
+
+def by_torch(work, x, dy):
+    """The same with PyTorch's module and autograd."""
+    layer = MODULES[x.ndim](x.shape[1]).train(work != "eval")
+    x, dy = torch.from_numpy(x), torch.from_numpy(dy)
+    return torch_step(layer, layer, x, dy, work == "train")
 
 
 def by_torch_out(work, x, dy):

@@ -31,19 +31,7 @@ def step(case, kinds):
     layer = kinds[x.dim()](x.shape[1]).train(case.work == "train")
     run = layer if case.how == "eager" else torch.compile(
         layer, fullgraph=True)
-
-    def train():
-        x.grad = layer.weight.grad = layer.bias.grad = None
-        y = run(x)
-        y.backward(dy)
-        return y.detach(), x.grad
-
-    def evaluate():
-        with torch.no_grad():
-            return (run(x),)
-
-    x.requires_grad_(case.work == "train")
-    return train if case.work == "train" else evaluate
+    return speed.torch_step(layer, run, x, dy, case.work == "train")
 
 
 def run(case, rounds):

@@ -516,22 +516,18 @@ def test_graphs(name):
             assert re.search(reason, fate.reason)
 
 
+@pytest.mark.parametrize("forward, layers, into", [
+    (lambda n, x: n.bn(n.b(n.bn(n.a(x)).relu())), "bn", ["a", "b"]),
+    (lambda n, x: n.d(n.bn(n.a(x))), "bn d", ["a", "a"]),
+], ids=["one in two places", "two in a row"])
 @torch.no_grad()
-def test_a_shared_batch_normalization_goes_into_both_layers():
-    net = Net(lambda n, x: n.bn(n.b(n.bn(n.a(x)).relu())),
-              a=conv(), b=conv(), bn=BN(4))
+def test_one_normalization_after_two_layers_and_two_after_one(
+        forward, layers, into):
+    net = Net(forward, a=conv(), b=conv(),
+              **{name: BN(4) for name in layers.split()})
     x = torch.randn(2, 4, 9, 9)
     folded, fates = fold(net)
-    assert [f.into for f in fates] == ["a", "b"]
-    assert gap(folded(x), net(x)) <= 2e-6
-
-
-@torch.no_grad()
-def test_two_in_a_row():
-    net = Net(lambda n, x: n.d(n.c(n.a(x))), a=conv(), c=BN(4), d=BN(4))
-    x = torch.randn(2, 4, 9, 9)
-    folded, fates = fold(net)
-    assert [f.into for f in fates] == ["a", "a"]
+    assert [f.into for f in fates] == into
     assert gap(folded(x), net(x)) <= 2e-6
 
 
