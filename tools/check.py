@@ -55,6 +55,11 @@ EXTRAS = {
     "10-cuda-kernels": ("kernels", ["torch", "triton"]),
     "11-deployment": ("onnx", ["torch", "onnxruntime", "onnxscript"]),
     "12-many-devices": ("torch", ["torch"]),
+    "22-small-batches": ("torch", ["torch"]),
+    "23-train-test-gap": ("torch", ["torch"]),
+    "24-leakage": ("torch", ["torch"]),
+    "25-distribution-shift": ("torch", ["torch"]),
+    "26-sequences": ("torch", ["torch"]),
 }
 
 
