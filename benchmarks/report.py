@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 import torch
 
 from normlab.lab import records
+from normlab.lab.files import write_json
 
 
 def write(part, results, folder=None, **settings):
     """Write records/bench-<part>.json; returns its path."""
     path = (folder or records.shipped()) / f"bench-{part}.json"
-    records.write_json(path, {
+    write_json(path, {
         "command": f"python -m benchmarks {part}",
         **records.source(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -16,7 +16,7 @@ import torch
 
 import normlab
 from benchmarks import report
-from normlab.lab import records
+from normlab.lab.files import digest
 
 REGISTERS = 96  # at most
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16",
@@ -71,7 +71,7 @@ def code_lines(path):
 def code_digest():
     """A fingerprint of the kernels' code, to know an old record by."""
     path = Path(normlab.__file__).with_name("kernels.py")
-    return records.digest([line for _, line in code_lines(path)])
+    return digest([line for _, line in code_lines(path)])
 
 
 def specialised(kernel, args, constants):

@@ -1,6 +1,7 @@
 """The experiment that trains in Keras."""
 
 import os
+from functools import partial
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("KERAS_HOME", os.devnull)  # nothing in the home folder
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from normlab.lab import experiments, keras_dense, records
+from normlab.lab.sweep import compute
 
 torch.set_num_threads(1)
 CONFIG = experiments.configuration("keras-dense", "live") | {"epochs": 2}
@@ -42,9 +44,9 @@ def test_the_layers_stand_where_the_method_says():
 
 def test_a_point_can_be_repeated_and_its_results_have_a_value_an_epoch():
     point, ticks = {"method": "BN", "lr": 1e-3, "seed": 1}, []
-    one, two = (experiments.run_point(
-        keras_dense.EXPERIMENT, CONFIG, point, ticks.append)
-        for _ in range(2))
+    run = partial(keras_dense.EXPERIMENT.run, CONFIG)
+    (one,), (two,) = (compute(run, None, [point], ticks.append)
+                      for _ in range(2))
     assert one | {"seconds": 0} == two | {"seconds": 0}
     assert ticks == [1, 2, 1, 2]
     for name in ("loss", "val_loss", "train_loss", "val_accuracy"):

@@ -1,5 +1,6 @@
 """Experiments, their records, and the command that runs them."""
 
+import csv
 import json
 import os
 import signal
@@ -45,12 +46,13 @@ def stop_after(monkeypatch, experiment, number, error=KeyboardInterrupt):
         return experiment.run(config, point, tick)
 
     monkeypatch.setitem(experiments.EXPERIMENTS, "tiny",
-                        experiment._replace(run=run))
+                        experiment._replace(run=run, several=None))
     return started
 
 
 def main(*arguments):
-    runs.main([*arguments])
+    runs.main([*arguments, *(["--workers", "1"] if arguments[0] == "run"
+                             else [])])
 
 
 def test_list_names_them(capsys):
@@ -62,10 +64,11 @@ def test_list_names_them(capsys):
     (["run", "figure-2"], "no experiment 'figure-2'; there are: figure-1"),
     (["run", "figure-1", "--scale", "big"], "must be one of live, full"),
     (["run"], "experiment"), ([], "command"), (["walk"], "walk"),
+    (["run", "figure-1", "--workers", "0"], "workers must be a whole"),
 ])
 def test_bad_commands_say_what_there_is(arguments, text, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(*arguments)
+        runs.main(arguments)
     assert caught.value.code == 2 and text in capsys.readouterr().err
 
 
@@ -77,7 +80,8 @@ def test_a_record_says_where_it_is_from(tiny, tmp_path, capsys):
     record = records.read_record("tiny")
     assert record["command"].endswith("run tiny --scale full")
     assert record["configuration"] == TINY and record["seeds"] == [0, 1]
-    assert {"cpu", "cores", "threads"} == set(record["hardware"])
+    assert {"cpu", "cores", "threads", "processes"} == set(
+        record["hardware"])
     assert record["versions"]["numpy"] == np.__version__
     assert record["seconds"] >= 0 and record["date"].endswith("+00:00")
     assert {"commit", "dirty"} < set(record)
@@ -152,9 +156,9 @@ def test_a_killed_run_goes_on(tmp_path):
                 time.sleep(60)
             return old.run(config, point, tick)
         experiments.EXPERIMENTS["tiny"] = old._replace(
-            live={TINY}, full={TINY}, run=run)
+            live={TINY}, full={TINY}, run=run, several=None)
         records.checkout = lambda: None
-        runs.main(["run", "tiny", "--scale", "full"])
+        runs.main(["run", "tiny", "--scale", "full", "--workers", "1"])
         """))
     command = [sys.executable, str(script)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -178,10 +182,28 @@ def test_a_killed_run_goes_on(tmp_path):
     assert len(record["points"]) == 4
 
 
-def test_data_that_cannot_be_had_is_one_line(tiny, monkeypatch):
-    stop_after(monkeypatch, tiny, 0, DataError("no MNIST, no network"))
-    with pytest.raises(SystemExit, match="^error: no MNIST, no network$"):
-        main("run", "tiny")
+def test_points_that_fail_leave_no_record_and_are_tried_again(
+        tiny, tmp_path, monkeypatch):
+    stop_after(monkeypatch, tiny, 2, DataError("no MNIST, no network"))
+    with pytest.raises(SystemExit, match="^error: 2 of 4 points failed, the "
+                       "first with DataError: no MNIST, no network; no "
+                       "record was written"):
+        main("run", "tiny", "--scale", "full")
+    assert not (tmp_path / "records" / "tiny.json").exists()
+    started = stop_after(monkeypatch, tiny, 99)
+    main("run", "tiny", "--scale", "full")
+    assert len(started) == 2
+    assert len(records.read_record("tiny")["points"]) == 4
+
+
+def test_a_table_has_a_line_for_each_checkpoint(tiny, tmp_path):
+    main("run", "tiny", "--table", str(tmp_path / "all.csv"))
+    with open(tmp_path / "all.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 4 * 2
+    assert list(table[0]) == ["method", "lr", "seed", "seconds", "index",
+                              "accuracy", "percentiles.0", "percentiles.1",
+                              "percentiles.2"]
 
 
 def test_a_place_that_cannot_be_written_is_found_at_once(

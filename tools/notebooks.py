@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from normlab.lab.records import digest
+from normlab.lab.files import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"

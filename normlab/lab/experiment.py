@@ -17,6 +17,10 @@ class Experiment(NamedTuple):
     run: Callable  # run(config, point, tick) returns a dict of results
     code: tuple  # the functions whose text decides what comes out
     layers: tuple = ("numpy_layers",)  # modules of normlab that it trains
+    # several(config, points, tick), a list of results, and alike(point):
+    # points with the same value can be trained in one array
+    several: Callable | None = None
+    alike: Callable | None = None
 
 
 def grid(config):

@@ -1,10 +1,11 @@
 """The experiments that run at two scales: found and run by name."""
 
-import time
+from functools import partial
 
 import numpy as np
 
 from normlab.lab import cnn, figure_1, keras_dense
+from normlab.lab.sweep import Together, compute
 
 SCALES = ("live", "full")
 # Add a module here; it defines EXPERIMENT and imports no framework until
@@ -44,22 +45,17 @@ def run(name, scale="live", **changes):
         raise ValueError(f"{name} has no {', '.join(sorted(unknown))} in its "
                          f"configuration; it has {', '.join(config)}")
     config = config | changes
-    return [run_point(experiment, config, point)
-            for point in experiment.points(config)]
+    return [row for point in experiment.points(config)
+            for row in compute(partial(experiment.run, config), None,
+                               [point])]
 
 
-def run_point(experiment, config, point, tick=None):
-    """One point's own dict with its results and seconds; tick(step) is
-    called now and then."""
-    from threadpoolctl import threadpool_limits  # scikit-learn brings it
-
-    start = time.perf_counter()
-    # On matrices this small, and the more on a busy machine, a second
-    # thread makes NumPy slower, up to ten times.
-    with threadpool_limits(1):
-        result = experiment.run(config, point, tick or (lambda step: None))
-    seconds = round(time.perf_counter() - start, 2)
-    return point | result | {"seconds": seconds}
+def together(experiment, config):
+    """How points of an experiment are computed side by side; None if they
+    aren't."""
+    if experiment.several is None:
+        return None
+    return Together(partial(experiment.several, config), experiment.alike)
 
 
 def pick(runs, key, **where):

@@ -3,7 +3,14 @@
 import numpy as np
 
 from normlab.lab.experiment import Experiment, grid, load
-from normlab.lab.train import accuracy, batches, outputs, train
+from normlab.lab.many import (
+    ManyLinear,
+    cross_entropy,
+    descend,
+    stacked,
+    train_many,
+)
+from normlab.lab.train import accuracy, batches, outputs
 from normlab.numpy_layers import BatchNorm, Linear, Sequential, Sigmoid
 
 
@@ -24,14 +31,11 @@ def sigmoid_network(features, hidden, classes, batch_norm, rng, std):
     return Sequential(*layers, Linear(sizes[-1], classes, rng, std=std))
 
 
-def figure_1(config, point, tick):
-    """Train one network of Figure 1: at the checkpoints its test accuracy
-    and the percentiles of the input of one sigmoid of the last hidden
-    layer, over the first test images, in evaluation mode."""
-    x, y, x_test, y_test = load(config["data"])
-    net = sigmoid_network(
-        x.shape[1], config["hidden"], 10, point["method"] == "BN",
-        np.random.default_rng(point["seed"]), config["weight_std"])
+def evaluation(config, data, tick):
+    """evaluate(net) for `train`: the network's test accuracy, and the
+    percentiles of the input of one sigmoid of the last hidden layer, over
+    the first test images, in evaluation mode."""
+    x_test, y_test = data
     marks = iter(config["checkpoints"])
 
     def evaluate(net):
@@ -41,12 +45,32 @@ def figure_1(config, point, tick):
         return accuracy(net, x_test, y_test), np.percentile(
             inputs[:, config["unit"]], config["percentiles"])
 
-    history = train(net, x, y, config["steps"], config["batch_size"],
-                    point["lr"], point["seed"], every=config["checkpoints"],
-                    evaluate=evaluate)
-    return {"accuracy": [round(a, 4) for a, _ in history.values],
-            "percentiles": [[round(float(v), 4) for v in p]
-                            for _, p in history.values]}
+    return evaluate
+
+
+def several(config, points, tick):
+    """Train networks of Figure 1 of one method side by side: what
+    `evaluation` finds of each at the checkpoints."""
+    x, y, *test = load(config["data"])
+    nets = [sigmoid_network(
+        x.shape[1], config["hidden"], 10, point["method"] == "BN",
+        np.random.default_rng(point["seed"]), config["weight_std"])
+        for point in points]
+    checks = {net: evaluation(config, test, tick) for net in nets}
+    histories = train_many(
+        nets, x, y, config["steps"], config["batch_size"],
+        [point["lr"] for point in points],
+        [point["seed"] for point in points], every=config["checkpoints"],
+        evaluate=lambda net: checks[net](net))
+    return [{"accuracy": [round(a, 4) for a, _ in history.values],
+             "percentiles": [[round(float(v), 4) for v in p]
+                             for _, p in history.values]}
+            for history in histories]
+
+
+def figure_1(config, point, tick):
+    """`several` for one point."""
+    return several(config, [point], tick)[0]
 
 
 FIGURE_1 = {
@@ -79,6 +103,9 @@ EXPERIMENT = Experiment(
     points=grid,
     steps=lambda config, point: config["steps"],
     run=figure_1,
-    code=(sigmoid_network, grid, figure_1, train, batches, outputs,
+    code=(sigmoid_network, grid, evaluation, several, figure_1, train_many,
+          stacked, ManyLinear, cross_entropy, descend, batches, outputs,
           accuracy),
+    several=several,
+    alike=lambda point: point["method"],
 )

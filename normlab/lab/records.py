@@ -1,7 +1,6 @@
 """Records: results of full-scale runs, with where they come from."""
 
 import ast
-import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -17,6 +16,7 @@ import numpy as np
 
 import normlab
 from normlab.lab import experiments
+from normlab.lab.files import digest, write_json
 
 HOME = Path(normlab.__file__).resolve().parent
 
@@ -68,9 +68,10 @@ def read_record(name, folder=None):
     return record
 
 
-def write_record(name, scale, points, folder):
+def write_record(name, scale, points, folder, processes=1):
     """Write what a run gave, with its provenance, to `folder`/name.json;
-    returns the path."""
+    returns the path. `processes` is how many ran at a time, or "cluster".
+    """
     experiment, config = experiments.get(name), experiments.configuration(
         name, scale)
     record = {
@@ -79,7 +80,7 @@ def write_record(name, scale, points, folder):
         "command": f"python -m normlab.lab run {name} --scale {scale}",
         **source(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
+        "hardware": hardware() | {"processes": processes},
         "versions": versions(),
         "seconds": round(sum(p["seconds"] for p in points), 1),
         "scale": scale,
@@ -91,37 +92,6 @@ def write_record(name, scale, points, folder):
     path = Path(folder) / f"{name}.json"
     write_json(path, record)
     return path
-
-
-def write_json(path, value):
-    """Write aside, then rename: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(layout(value) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def layout(value, depth=0):
-    """JSON with a line for each entry of a dict, and lists of numbers on
-    one line."""
-    pad = "  " * (depth + 1)
-    if isinstance(value, dict) and value:
-        rows = [f"{pad}{json.dumps(k)}: {layout(v, depth + 1)}"
-                for k, v in value.items()]
-        return "{\n" + ",\n".join(rows) + "\n" + pad[2:] + "}"
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        rows = [pad + layout(v, depth + 1) for v in value]
-        return "[\n" + ",\n".join(rows) + "\n" + pad[2:] + "]"
-    return json.dumps(value)
-
-
-def digest(value):
-    """A short fingerprint of anything that JSON can hold."""
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digests(experiment, config):

@@ -1,14 +1,13 @@
 """Running an experiment from the command line: stored, and resumed."""
 
 import argparse
-import json
 import sys
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from normlab.lab import experiments, records
+from normlab.lab import experiments, records, sweep
 from normlab.lab.data import DataError
+from normlab.lab.files import digest
 
 
 def main(arguments=None):
@@ -25,6 +24,12 @@ def main(arguments=None):
     run.add_argument("--out", type=Path, metavar="FOLDER",
                      help="where the record goes; by default records/ at "
                      "full scale, and nowhere at live scale")
+    run.add_argument("--workers", type=int, metavar="N", help="processes of "
+                     "this machine, one thread each; by default its cores")
+    run.add_argument("--cluster", metavar="ADDRESS", help="the address of a "
+                     "Dask scheduler, to compute there instead")
+    run.add_argument("--table", type=Path, metavar="FILE.csv",
+                     help="also write all results as one tidy table")
     args = parser.parse_args(arguments)
     if args.command == "list":
         for name, experiment in experiments.EXPERIMENTS.items():
@@ -32,91 +37,66 @@ def main(arguments=None):
         return
     try:
         experiments.configuration(args.experiment, args.scale)
+        sweep.check([], args.workers)
     except ValueError as error:
         parser.error(str(error))
     try:
-        command(args.experiment, args.scale, args.out)
-    except (DataError, OSError) as error:
+        command(args.experiment, args.scale, args)
+    except (DataError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def command(name, scale, out):
-    """Run an experiment, write its record if it has a place, and say so."""
-    home = records.checkout() or Path.cwd()
+def command(name, scale, args):
+    """Run an experiment, write what was asked for, and say so."""
+    home, out = records.checkout() or Path.cwd(), args.out
     if out is None and scale == "full":
         out = home / "records"
     if out is not None:  # found out now, not after the last point
         out.mkdir(parents=True, exist_ok=True)
-    points = run(name, scale, home / ".cache" / "runs")
-    seconds = sum(p["seconds"] for p in points)
-    print(f"{name}, {scale}: {len(points)} points, {seconds:.0f} s of work.")
+    rows = run(name, scale, home / ".cache" / "runs", args.workers,
+               args.cluster)
+    if args.table:
+        sweep.write_table(rows, args.table)
+        print(f"Wrote {args.table}")
+    seconds = sum(row["seconds"] for row in rows)
+    print(f"{name}, {scale}: {len(rows)} points, {seconds:.0f} s of work.")
+    if failed := [row for row in rows if "error" in row]:
+        sys.exit(f"error: {len(failed)} of {len(rows)} points failed, the "
+                 f"first with {failed[0]['error']}; no record was written. "
+                 "The others are kept: the same command tries again those "
+                 "that failed.")
     if out is not None:
-        path = records.write_record(name, scale, points, out)
+        used = "cluster" if args.cluster else sweep.processes(
+            args.workers, len(rows))
+        path = records.write_record(name, scale, rows, out, used)
         print(f"Wrote {path}")
 
 
-def run(name, scale, store):
-    """All points of an experiment, those in `store` taken from there.
+def run(name, scale, store, workers=None, cluster=None):
+    """All points of an experiment as rows, those in `store` taken from
+    there.
 
-    Each point is kept in a file of its own the moment it is finished.
-    SystemExit on Ctrl-C names how to go on.
+    SystemExit on Ctrl-C or where the workers are lost names how to go on.
     """
     experiment = experiments.get(name)
     config = experiments.configuration(name, scale)
     # Other code or another configuration has another folder.
-    mark = records.digest(records.digests(experiment, config))
-    folder = Path(store) / f"{name}-{mark}"
-    todo = experiment.points(config)
-    done = [stored(folder, point) for point in todo]
-    size = [experiment.steps(config, point) for point in todo]
-    start = sum(n for n, p in zip(size, done, strict=True) if p)
+    mark = digest(records.digests(experiment, config))
+    folder, points = Path(store) / f"{name}-{mark}", experiment.points(config)
+
+    def kept():
+        number = sum(sweep.finished(folder, p) is not None for p in points)
+        return (f"{number} of {len(points)} points are kept in {folder}: the "
+                "same command goes on from there.")
+
     try:
-        with tqdm(total=sum(size), initial=start, unit="step",
-                  disable=None) as bar:
-            for i, point in enumerate(todo):
-                if done[i] is None:
-                    done[i] = fresh(experiment, config, point, bar, size[i])
-                    records.write_json(folder / title(point), done[i])
-                    bar.write(f"{i + 1} of {len(todo)}: {words(point)}, "
-                              f"{done[i]['seconds']:.1f} s",
-                              file=sys.stderr)
+        return sweep.sweep(
+            partial(experiment.run, config), points, folder,
+            workers=workers, cluster=cluster,
+            cost=partial(experiment.steps, config),
+            together=experiments.together(experiment, config))
     except KeyboardInterrupt:
-        kept = sum(p is not None for p in done)
-        print(f"\nStopped; {kept} of {len(todo)} points are kept in "
-              f"{folder}: the same command goes on from there.",
-              file=sys.stderr)
+        print(f"\nStopped; {kept()}", file=sys.stderr)
         sys.exit(130)
-    return done
-
-
-def fresh(experiment, config, point, bar, size):
-    """Run one point, moving the bar by `size` in all."""
-    start = bar.n
-
-    def tick(step):
-        bar.update(start + step - bar.n)
-
-    result = experiments.run_point(experiment, config, point, tick)
-    tick(size)
-    return result
-
-
-def stored(folder, point):
-    """A finished point from an earlier run; None if there is none that
-    can be read."""
-    try:
-        result = json.loads((folder / title(point)).read_text())
-        same = all(result[k] == v for k, v in point.items())
-        return result if same and "seconds" in result else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def title(point):
-    """The name of a point's file."""
-    return "-".join(f"{k}-{v}" for k, v in point.items()) + ".json"
-
-
-def words(point):
-    """A point in words."""
-    return ", ".join(f"{k} {v}" for k, v in point.items())
+    except sweep.SweepError as error:
+        sys.exit(f"error: {error}. {kept()}")
