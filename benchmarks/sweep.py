@@ -95,8 +95,8 @@ def figure(steps):
     start = time.perf_counter()
     rows = sweep(partial(figure_1, config), points, progress=False,
                  workers=min(2, os.cpu_count()))
-    if any("error" in row for row in rows):
-        raise RuntimeError(rows[0].get("error") or rows[1]["error"])
+    if failed := [row["failed"] for row in rows if "failed" in row]:
+        raise RuntimeError(failed[0])
     return round(time.perf_counter() - start, 1)
 
 

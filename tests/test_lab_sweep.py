@@ -67,10 +67,10 @@ def test_a_failed_point_is_a_row_and_is_tried_again(workers, tmp_path):
     rows = sweep.sweep(fussy, points(4), tmp_path, workers=workers,
                        progress=False)
     assert [row.get("y") for row in rows] == [0, 1, None, 9]
-    assert rows[2]["error"] == "ValueError: two is too many"
+    assert rows[2]["failed"] == "ValueError: two is too many"
     assert "in fussy" in rows[2]["traceback"]
     kept = json.loads((tmp_path / "x-2.json").read_text())
-    assert kept["error"] == rows[2]["error"]
+    assert kept["failed"] == rows[2]["failed"]
     again = sweep.sweep(square, points(4), tmp_path, workers=1,
                         progress=False)
     assert [row["y"] for row in again] == [0, 1, 4, 9]
@@ -80,7 +80,16 @@ def test_a_failed_point_is_a_row_and_is_tried_again(workers, tmp_path):
 def test_what_cannot_be_kept_is_a_failed_point(tmp_path):
     row, = sweep.sweep(lambda point, tick: {"y": object()}, points(1),
                        tmp_path, workers=1, progress=False)
-    assert row["error"].startswith("TypeError: Object of type object")
+    assert row["failed"].startswith("TypeError: Object of type object")
+
+
+@pytest.mark.parametrize("name", ["x", "seconds", "failed", "traceback"])
+def test_a_result_under_a_name_that_is_taken_is_refused(name):
+    row, = sweep.sweep(lambda point, tick: {name: 1}, points(1), workers=1,
+                       progress=False)
+    assert row["failed"] == (f"ValueError: results can't be named "
+                             f"['{name}']: the row has these already")
+    assert row["x"] == 0
 
 
 def test_points_go_together_that_are_alike():
@@ -94,7 +103,7 @@ def test_points_go_together_that_are_alike():
                        together=Together(both, lambda p: p["x"] % 2, 3))
     assert calls == [[0, 2, 4], [1, 3, 5]]  # 6 is alone in its group
     assert [row.get("y") for row in rows] == [0, 1, None, 9, 16, 25, 36]
-    assert "error" in rows[2]
+    assert "failed" in rows[2]
 
 
 def test_the_bar_tells_the_time_left(capsys):
@@ -131,16 +140,16 @@ def test_any_point_has_a_file_of_its_own(point, tmp_path):
 
 def test_a_table_is_tidy(tmp_path):
     rows = [{"x": 1, "y": [1, 2], "z": [[1, 2], [3, 4]]},
-            {"x": 2, "error": "E", "traceback": "long"}]
+            {"x": 2, "failed": "E", "traceback": "long"}]
     table = tidy(rows)
     assert table == [
-        {"x": 1, "index": 0, "y": 1, "z.0": 1, "z.1": 2, "error": None},
-        {"x": 1, "index": 1, "y": 2, "z.0": 3, "z.1": 4, "error": None},
+        {"x": 1, "index": 0, "y": 1, "z.0": 1, "z.1": 2, "failed": None},
+        {"x": 1, "index": 1, "y": 2, "z.0": 3, "z.1": 4, "failed": None},
         {"x": 2, "index": None, "y": None, "z.0": None, "z.1": None,
-         "error": "E"}]
+         "failed": "E"}]
     write_table(rows, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines() == [
-        "x,index,y,z.0,z.1,error", "1,0,1,1,2,", "1,1,2,3,4,", "2,,,,,E"]
+        "x,index,y,z.0,z.1,failed", "1,0,1,1,2,", "1,1,2,3,4,", "2,,,,,E"]
     write_table([], tmp_path / "none.csv")
     with pytest.raises(ValueError, match="one length, got a 1, b 2"):
         write_table([{"a": [1], "b": [1, 2]}], tmp_path / "t.csv")

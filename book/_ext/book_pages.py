@@ -6,6 +6,7 @@
 - A claim's printed line gets the anchor `claim-<id>`.
 - An equation with \\tag{3.4} gets the anchor `equation-3-4`, and "(3.4)"
   in the text of any page becomes a link to it.
+- A chapter's number is its file's.
 - Links such as bibliography.md#key and evidence.md#claim-id resolve.
 """
 
@@ -16,10 +17,12 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from pybtex.database import parse_file
+from sphinx.environment.collectors.toctree import TocTreeCollector
 
 KEY = "normlab.claim"
 CLAIM = re.compile(r"\[([a-z0-9-]+)\] holds: ")
 TAG = re.compile(r"\\tag\{(\d+\.\d+)\}")
+CHAPTER = re.compile(r"notebooks/(\d+)-")
 NUMBER = re.compile(r"\((\d+\.\d+)\)")
 EVIDENCE, MARK = "book/evidence", "```{evidence}\n```"
 VERDICTS = {"true": "True", "partly": "Partly true", "false": "False"}
@@ -165,8 +168,33 @@ def link(app, docname, number):
                            refuri=f"{uri}#{name}")
 
 
+def number_by_file(assign):
+    """Sphinx's numbering of sections, in which a chapter's number is that
+    of its file: chapters that are not written yet leave a gap."""
+    def assign_section_numbers(self, env):
+        old = env.toc_secnumbers
+        assign(self, env)
+        for doc, sections in env.toc_secnumbers.items():
+            number = CHAPTER.match(doc)
+            if number is None:
+                continue
+            first = int(number[1])
+            for name, parts in sections.items():
+                sections[name] = parts and (first, *parts[1:])
+            for node in (env.titles[doc],
+                         *env.tocs[doc].findall(nodes.reference)):
+                if node.get("secnumber"):
+                    node["secnumber"] = [first, *node["secnumber"][1:]]
+        return [doc for doc, sections in env.toc_secnumbers.items()
+                if sections != old.get(doc)]
+
+    return assign_section_numbers
+
+
 def setup(app):
     """Connect to the reading and the writing of pages."""
+    TocTreeCollector.assign_section_numbers = number_by_file(
+        TocTreeCollector.assign_section_numbers)
     app.connect("env-get-outdated", evidence_is_stale)
     app.connect("source-read", insert_evidence)
     app.connect("env-purge-doc", forget)

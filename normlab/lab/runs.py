@@ -60,9 +60,9 @@ def command(name, scale, args):
         print(f"Wrote {args.table}")
     seconds = sum(row["seconds"] for row in rows)
     print(f"{name}, {scale}: {len(rows)} points, {seconds:.0f} s of work.")
-    if failed := [row for row in rows if "error" in row]:
+    if failed := [row for row in rows if "failed" in row]:
         sys.exit(f"error: {len(failed)} of {len(rows)} points failed, the "
-                 f"first with {failed[0]['error']}; no record was written. "
+                 f"first with {failed[0]['failed']}; no record was written. "
                  "The others are kept: the same command tries again those "
                  "that failed.")
     if out is not None:

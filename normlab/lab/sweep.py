@@ -66,7 +66,7 @@ def sweep(function, points, store=None, *, workers=None, cluster=None,
     together: a `Together`, for points that are faster side by side.
 
     Returns rows in the order of the points: the point's values, its
-    results, and "seconds". A point that fails has "error" and "traceback"
+    results, and "seconds". A point that fails has "failed" and "traceback"
     in place of its results, is kept like the others, does not end the
     sweep, and is tried again the next time. Raises TypeError or ValueError
     for arguments that don't fit, SweepError if the workers are lost.
@@ -212,7 +212,7 @@ def work(function, together, job, tick=None):
         if len(job) > 1:
             return [found for one in job
                     for found in work(function, together, [one])]
-        rows = [points[0] | {"error": f"{type(error).__name__}: {error}",
+        rows = [points[0] | {"failed": f"{type(error).__name__}: {error}",
                              "traceback": traceback.format_exc(),
                              "seconds": 0.0}]
     return [(i, row) for (i, _), row in zip(job, rows, strict=True)]
@@ -246,6 +246,10 @@ def compute(function, together, points, tick=None):
     with threadpool_limits(1):
         results = ([function(points[0], tick)] if len(points) == 1
                    else together.run(points, tick))
+    for point, result in zip(points, results, strict=True):
+        if taken := {*point, "seconds", "failed", "traceback"} & {*result}:
+            raise ValueError(f"results can't be named {sorted(taken)}: the "
+                             "row has these already")
     seconds = round((time.perf_counter() - start) / len(points), 2)
     return [point | result | {"seconds": seconds}
             for point, result in zip(points, results, strict=True)]
@@ -259,7 +263,7 @@ def finished(folder, point):
     try:
         row = json.loads((folder / title(point)).read_text(encoding="utf-8"))
         same = all(row[k] == v for k, v in point.items())
-        return row if same and "seconds" in row and "error" not in row \
+        return row if same and "seconds" in row and "failed" not in row \
             else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -281,7 +285,7 @@ def words(point):
 def said(i, row, rows, point):
     """The line that says how a point ended."""
     count = sum(r is not None for r in rows)
-    end = (f"FAILED: {row['error']}" if "error" in row
+    end = (f"FAILED: {row['failed']}" if "failed" in row
            else f"{row['seconds']:.1f} s")
     return f"{count} of {len(rows)}: {words(point)}, {end}"
 
