@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from normlab.lab import cnn, figure_1, keras_dense
+from normlab.lab import cnn, figure_1, keras_dense, leakage
 from normlab.lab.sweep import Together, compute
 
 SCALES = ("live", "full")
@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "figure-1": figure_1.EXPERIMENT,
     "cnn": cnn.EXPERIMENT,
     "keras-dense": keras_dense.EXPERIMENT,
+    "leakage": leakage.EXPERIMENT,
 }
 
 
