@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from normlab.lab import cnn, figure_1, keras_dense, leakage
+from normlab.lab import cnn, figure_1, keras_dense, leakage, small_batches
 from normlab.lab.sweep import Together, compute
 
 SCALES = ("live", "full")
@@ -15,6 +15,8 @@ EXPERIMENTS = {
     "cnn": cnn.EXPERIMENT,
     "keras-dense": keras_dense.EXPERIMENT,
     "leakage": leakage.EXPERIMENT,
+    "small-batches-cnn": small_batches.CNN_EXPERIMENT,
+    "small-batches-dense": small_batches.DENSE_EXPERIMENT,
 }
 
 
