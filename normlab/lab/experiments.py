@@ -4,7 +4,14 @@ from functools import partial
 
 import numpy as np
 
-from normlab.lab import cnn, figure_1, keras_dense, leakage, small_batches
+from normlab.lab import (
+    cnn,
+    figure_1,
+    keras_dense,
+    leakage,
+    sequences,
+    small_batches,
+)
 from normlab.lab.sweep import Together, compute
 
 SCALES = ("live", "full")
@@ -15,6 +22,8 @@ EXPERIMENTS = {
     "cnn": cnn.EXPERIMENT,
     "keras-dense": keras_dense.EXPERIMENT,
     "leakage": leakage.EXPERIMENT,
+    "rows": sequences.READ_ROWS,
+    "sequential-mnist": sequences.READ_PIXELS,
     "small-batches-cnn": small_batches.CNN_EXPERIMENT,
     "small-batches-dense": small_batches.DENSE_EXPERIMENT,
 }
