@@ -11,6 +11,7 @@ from normlab.lab import (
     leakage,
     sequences,
     small_batches,
+    train_test_gap,
 )
 from normlab.lab.sweep import Together, compute
 
@@ -26,6 +27,7 @@ EXPERIMENTS = {
     "sequential-mnist": sequences.READ_PIXELS,
     "small-batches-cnn": small_batches.CNN_EXPERIMENT,
     "small-batches-dense": small_batches.DENSE_EXPERIMENT,
+    "train-test-gap": train_test_gap.EXPERIMENT,
 }
 
 
