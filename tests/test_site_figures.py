@@ -6,6 +6,8 @@ FIGURES = {
     "notebooks/01-why-scale-matters.html": "Learning rate",
     "notebooks/02-forward.html": "γ",
     "notebooks/06-train-and-inference.html": "momentum",
+    "notebooks/22-small-batches.html": "batch size",
+    "notebooks/23-train-test-gap.html": "values a channel",
 }
 names = pytest.mark.parametrize("name", FIGURES)
 

@@ -41,6 +41,19 @@ def test_page_is_whole_and_asks_nobody_else(page, site, name):
                         ).count() == 0
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_has_the_number_of_its_file(name):
+    """In its heading and in the list of chapters."""
+    number = str(int(name.split("/")[1][:2]))
+    html = (SITE / name).read_text()
+    heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
+    assert re.search(r'section-number">([\d.]+?)\. ', heading)[1] == number
+    sections = re.findall(r'<h2>.*?section-number">(\d+)\.', html, re.S)
+    assert set(sections) <= {number}
+    home = (SITE / "book/intro.html").read_text()
+    assert re.search(rf'href="[./]*{name}">{number}\. ', home)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page_fits_a_phone(page, site, name):
     page.set_viewport_size({"width": 360, "height": 780})

@@ -17,7 +17,9 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from pybtex.database import parse_file
-from sphinx.environment.collectors.toctree import TocTreeCollector
+from sphinx_external_toc.collectors import (
+    TocTreeCollectorWithStyles as TocTreeCollector,
+)
 
 KEY = "normlab.claim"
 CLAIM = re.compile(r"\[([a-z0-9-]+)\] holds: ")
@@ -168,9 +170,11 @@ def link(app, docname, number):
                            refuri=f"{uri}#{name}")
 
 
-def number_by_file(assign):
-    """Sphinx's numbering of sections, in which a chapter's number is that
-    of its file: chapters that are not written yet leave a gap."""
+def number_chapters(app):
+    """Let each chapter have the number of its file: those that are not
+    written yet leave a gap."""
+    assign = TocTreeCollector.assign_section_numbers
+
     def assign_section_numbers(self, env):
         old = env.toc_secnumbers
         assign(self, env)
@@ -188,13 +192,12 @@ def number_by_file(assign):
         return [doc for doc, sections in env.toc_secnumbers.items()
                 if sections != old.get(doc)]
 
-    return assign_section_numbers
+    TocTreeCollector.assign_section_numbers = assign_section_numbers
 
 
 def setup(app):
     """Connect to the reading and the writing of pages."""
-    TocTreeCollector.assign_section_numbers = number_by_file(
-        TocTreeCollector.assign_section_numbers)
+    app.connect("builder-inited", number_chapters)
     app.connect("env-get-outdated", evidence_is_stale)
     app.connect("source-read", insert_evidence)
     app.connect("env-purge-doc", forget)
