@@ -3,14 +3,13 @@
 __all__ = ["batch_renorm", "scale_shift", "renorm_limits", "BatchRenorm",
            "check_options", "check_shape", "BatchRenormModes", "BatchRenorm1d",
            "BatchRenorm2d", "ghost_batch_norm", "GhostBatchNorm", "GhostModes",
-           "GhostBatchNorm1d", "GhostBatchNorm2d", "full_norm_backward",
-           "FullNormalise", "mix_moments", "FullNormState", "move_moments",
-           "FullNormModes", "FullNorm1d"]
+           "GhostBatchNorm1d", "GhostBatchNorm2d", "mix_moments",
+           "full_norm_backward", "FullNormalise", "FullNormState", "share",
+           "move_moments", "FullNormModes", "FullNorm1d"]
 
 # %% 22-small-batches
 """Normalisation layers for PyTorch, beside batch normalization itself."""
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from normlab.torch_layers import batch_axes, count, per_channel, wide
@@ -157,7 +156,7 @@ def ghost_batch_norm(x, ghost_size, weight=None, bias=None, eps=1e-5):
 
     Examples left over join the last group, so no group is smaller than
     ghost_size, unless the batch is: then it is one group. weight and bias
-    (C,) or None. Source: Hoffer, Hubara and Soudry (2017), Algorithm 1.
+    (C,) or None. Source: Hoffer, Hubara and Soudry (2017).
     """
     groups = max(1, len(x) // ghost_size)
     if len(x) % ghost_size and groups > 1:
@@ -169,7 +168,7 @@ def ghost_batch_norm(x, ghost_size, weight=None, bias=None, eps=1e-5):
     size = len(x) // groups
     side = x.unflatten(0, (groups, size)).transpose(0, 1).flatten(1, 2)
     w, b = (None if t is None else t.repeat(groups) for t in (weight, bias))
-    y = F.batch_norm(side, None, None, w, b, training=True, eps=eps)
+    y = nn.functional.batch_norm(side, None, None, w, b, True, eps=eps)
     return y.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 # %% 22-small-batches
@@ -228,7 +227,16 @@ class GhostBatchNorm2d(GhostModes, nn.BatchNorm2d):
     """GhostBatchNorm for (N, C, H, W)."""
 
 # %% 24-leakage
-from torch.autograd.function import once_differentiable
+def mix_moments(mean, var, new_mean, new_var, share):
+    """Mean and biased variance (C,) of a mixture: `share` of its values
+    have the moments new_mean and new_var (C,), the rest mean and var.
+
+    Unlike an average of variances it counts how far the means are apart.
+    Source: equation (24.9) of the book.
+    """
+    step = new_mean - mean
+    return (mean + share * step,
+            var + share * (new_var - var) + share * (1 - share) * step**2)
 
 # %% 24-leakage
 def full_norm_backward(dy, xhat, scale, dbias, dweight):
@@ -241,6 +249,9 @@ def full_norm_backward(dy, xhat, scale, dbias, dweight):
     """
     sums = per_channel(dbias, dy) + xhat * per_channel(dweight, dy)
     return per_channel(scale, dy) * (dy - sums / count(dy))
+
+# %% 24-leakage
+from torch.autograd.function import once_differentiable
 
 # %% 24-leakage
 class FullNormalise(torch.autograd.Function):
@@ -266,18 +277,6 @@ class FullNormalise(torch.autograd.Function):
         return dx.to(ctx.dtype), dweight, dbias, None, None, None, None
 
 # %% 24-leakage
-def mix_moments(mean, var, new_mean, new_var, share):
-    """Mean and biased variance (C,) of a mixture: `share` of its values
-    have the moments new_mean and new_var (C,), the rest mean and var.
-
-    Unlike an average of variances it counts how far the means are apart.
-    Source: equation (24.9) of the book.
-    """
-    step = new_mean - mean
-    return (mean + share * step,
-            var + share * (new_var - var) + share * (1 - share) * step**2)
-
-# %% 24-leakage
 class FullNormState(nn.Module):
     """What FullNorm1d holds."""
     def __init__(self, num_features, eps=1e-5, momentum=0.1,
@@ -288,30 +287,31 @@ class FullNormState(nn.Module):
         check_options(num_features, eps, backward_momentum)
         self.num_features, self.eps = num_features, eps
         self.momentum, self.backward_momentum = momentum, backward_momentum
-        new = {"device": device, "dtype": dtype}
+        c, new = num_features, {"device": device, "dtype": dtype}
         for name, start in (("weight", torch.ones), ("bias", torch.zeros)):
-            self.register_parameter(name, nn.Parameter(start(
-                num_features, **new)) if affine else None)
-        self.register_buffer("running_mean", torch.zeros(num_features, **new))
-        self.register_buffer("running_var", torch.ones(num_features, **new))
-        self.register_buffer("running_grads",
-                             torch.zeros(2, num_features, **new))
-        self.register_buffer("num_batches_tracked",
-                             torch.tensor(0, device=device))
+            self.register_parameter(
+                name, nn.Parameter(start(c, **new)) if affine else None)
+        for name, start in (("running_mean", torch.zeros(c, **new)),
+                            ("running_var", torch.ones(c, **new)),
+                            ("running_grads", torch.zeros(2, c, **new)),
+                            ("num_batches_tracked",
+                             torch.tensor(0, device=device))):
+            self.register_buffer(name, start)
 
-    def share(self, momentum):
-        """How much of this batch goes into an average."""
-        if momentum == 0:
-            return 0
-        first = 1 / self.num_batches_tracked.double()
-        return first.clamp(min=momentum or 0)
+# %% 24-leakage
+def share(layer, momentum):
+    """How much of this batch goes into one of a layer's averages."""
+    if momentum == 0:
+        return 0
+    first = 1 / layer.num_batches_tracked.double()
+    return first.clamp(min=momentum or 0)
 
 # %% 24-leakage
 def move_moments(layer, x):
     """Mix the moments of the batch x into a layer's running ones."""
     var, mean = torch.var_mean(x, batch_axes(x), correction=0)
     mean, var = mix_moments(layer.running_mean, layer.running_var, mean, var,
-                            layer.share(layer.momentum))
+                            share(layer, layer.momentum))
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)
 
@@ -330,7 +330,7 @@ class FullNormModes(FullNormState):
         if self.training:
             return FullNormalise.apply(
                 x, self.weight, self.bias, mean, inv_std,
-                self.running_grads, self.share(self.backward_momentum))
+                self.running_grads, share(self, self.backward_momentum))
         xhat = (wide(x) - per_channel(mean, x)) * per_channel(inv_std, x)
         return scale_shift(xhat, self.weight, self.bias).to(x.dtype)
 

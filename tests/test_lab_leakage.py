@@ -1,5 +1,7 @@
 """The samplers, measures and experiment of the chapter on leakage."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,9 @@ def test_measures_on_a_network_that_reads_the_batch():
     draw = leakage.balanced_batches(Y, 5, 0)
     assert leakage.blank_accuracy(Missing(), x, y, draw, 20,
                                   torch.zeros(5)) == 1
+    for k, right in ((3, 1), (2, 0)):  # the blank is what the net is shown
+        assert leakage.blank_accuracy(nn.Identity(), x, y, itertools.repeat(
+            np.flatnonzero(Y == 3)[:4]), 8, torch.eye(5)[k]) == right
     assert leakage.batch_accuracy(nn.Identity(), x, y, draw, 20) == 1
     assert leakage.batch_accuracy(Missing(), x, y, draw, 20) == 0.2
 

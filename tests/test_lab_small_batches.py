@@ -119,6 +119,29 @@ def test_ghost_batches_run_only_where_they_differ():
     assert sizes == [32, 64, 128, 128]
 
 
+def test_learn_can_leave_the_hidden_weights_alone(monkeypatch):
+    kept = []
+    real = sb.stacked
+    monkeypatch.setattr(sb, "stacked", lambda nets, norm: kept.append(
+        real(nets, norm)) or kept[-1])
+    cfg = config(NAMES[0])
+    test = [sb.learn(cfg, "none", 4, frozen) for frozen in (False, True)]
+    assert test[0].shape == (2,) and all((t > 0).all() for t in test)
+    start = real([sb.small_mlp(None, cfg["sizes"], s)
+                  for s in (0, 1, 0, 1)], None)
+    moved = [[not torch.equal(a.weight, b.weight)
+              for a, b in zip(net, start, strict=True)
+              if hasattr(a, "weight")] for net in kept]
+    assert moved == [[True, True, True], [False, False, True]]
+
+
+def test_learn_is_the_experiment():
+    cfg = config(NAMES[0], methods=["BN"])
+    row, = experiments.run(NAMES[0], **SMALL, methods=["BN"])
+    np.testing.assert_allclose(sb.learn(cfg, "BN", 4),
+                               sb.best([row], "BN", 4)[1], atol=1e-5)
+
+
 def test_best_chooses_by_validation():
     point = {"method": "BN", "batch_size": 2, "budget": "examples",
              "learning_rates": [0.1, 0.3], "val": [[0.5, 0.4], [0.1, 0.2]],

@@ -46,10 +46,8 @@ def test_a_chapter_has_the_number_of_its_file(name):
     """In its heading and in the list of chapters."""
     number = str(int(name.split("/")[1][:2]))
     html = (SITE / name).read_text()
-    heading = re.search(r"<h1>(.*?)</h1>", html, re.S)[1]
-    assert re.search(r'section-number">([\d.]+?)\. ', heading)[1] == number
-    sections = re.findall(r'<h2>.*?section-number">(\d+)\.', html, re.S)
-    assert set(sections) <= {number}
+    assert re.search(r'<h1><span class="section-number">(\d+)\. ',
+                     html)[1] == number
     home = (SITE / "book/intro.html").read_text()
     assert re.search(rf'href="[./]*{name}">{number}\. ', home)
 

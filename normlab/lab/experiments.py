@@ -10,6 +10,7 @@ from normlab.lab import (
     keras_dense,
     leakage,
     sequences,
+    shift,
     small_batches,
     train_test_gap,
 )
@@ -28,6 +29,7 @@ EXPERIMENTS = {
     "small-batches-cnn": small_batches.CNN_EXPERIMENT,
     "small-batches-dense": small_batches.DENSE_EXPERIMENT,
     "train-test-gap": train_test_gap.EXPERIMENT,
+    "shift": shift.EXPERIMENT,
 }
 
 

@@ -260,6 +260,33 @@ def small_batch(config, point, tick):
         for key, v in result.items()}
 
 
+def learn(config, method, size, frozen=False):
+    """Train the dense networks of `config` at one batch size, the hidden
+    layers' weights left as they were drawn if `frozen`; the test errors
+    (seeds,) at the learning rate with the smallest validation error."""
+    import torch
+
+    x, y, *rows = parts(config)
+    seeds = config["seeds"] * len(config["learning_rates"])
+    lrs = np.repeat(config["learning_rates"], len(config["seeds"]))
+    train, val, test = (r.repeat(len(config["learning_rates"]), 1)
+                        for r in rows)
+    steps = config["epochs"] * (config["parts"][0] // size)
+    norm = make_norm(method, config, size, steps)
+    net = stacked([small_mlp(norm and torch.nn.BatchNorm1d,
+                             config["sizes"], s) for s in seeds], norm)
+    linear = [m.weight for m in net if getattr(m, "weight", None)
+              is not None and m.weight.dim() == 3]
+    for weight in linear[:-1] if frozen else []:
+        weight.requires_grad_(False)
+    train_stack(net, x, y, train, steps, size, lrs * size / 32, seeds,
+                lambda step: None)
+    net.eval()
+    shape = len(config["learning_rates"]), len(config["seeds"])
+    row = np.nanargmin(errors(net, x, y, val, 500).reshape(shape).mean(1))
+    return errors(net, x, y, test, 500).reshape(shape)[row]
+
+
 def every_size(config):
     """Every method at every batch size where it is something new, then
     the arms with another number of updates."""
@@ -320,10 +347,10 @@ DENSE_EXPERIMENT = Experiment(
           "on digits",
     live=DENSE | {
         "methods": ["none", "BN", "BN, eps 0.1", "BRN", "GN"],
-        "learning_rates": [0.03, 0.1, 0.3],
+        "learning_rates": [0.1, 0.3, 1.0],
         "seeds": [0, 1, 2],
         "batch_sizes": [2, 32],
-        "epochs": 5,
+        "epochs": 2,
         "same_updates": [],
     },
     full=DENSE,
