@@ -1,10 +1,12 @@
 """What replaces evaluation mode's line, and the repairs of networks."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 from scipy.special import erf
 from torch import nn
 
@@ -78,6 +80,23 @@ def test_points_are_enough(m):
         near = inference.transfer_std(Z, m, eps)
         far = inference.transfer_std(Z, m, eps, points=500)
         np.testing.assert_allclose(near, far, atol=1e-4)
+
+
+@pytest.mark.parametrize("m", [2, 3, 8, 64, 256])
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.1])
+def test_transfer_is_the_integral_by_another_rule(m, eps):
+    def inside(q, x):
+        share = (1 - q * q) / (1 + (m - 1) * q * q)
+        away = (m - 1) * q * q * x * x + m * m * eps * q * q / (1 - q * q)
+        return share ** ((m - 2) / 2) * math.exp(-away / 2)
+
+    edges = (0, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-12)
+    for x in (0.1, 1.0, 10.0):
+        total = sum(quad(inside, *ends, args=(x,), epsabs=1e-13)[0]
+                    for ends in itertools.pairwise(edges))
+        want = math.sqrt(2 / math.pi) * (m - 1) * x * total
+        got = inference.transfer(torch.tensor(x).double(), m, eps)
+        assert float(got) == pytest.approx(want, abs=1e-7)
 
 
 def test_shape_of_the_transfer_function():
@@ -384,3 +403,16 @@ def test_use_transfer_is_the_curve_of_the_standardised_value():
                                rtol=0)
     eps = 1e-5 / net[0].running_var
     torch.testing.assert_close(got, inference.transfer(z, 2, eps))
+
+
+@pytest.mark.parametrize("function", [inference.transfer,
+                                      inference.transfer_std])
+def test_a_transfer_function_refuses_what_it_cannot_take(function):
+    with pytest.raises(ValueError, match="m must be at least 2, got 1"):
+        function(Z, 1)
+    with pytest.raises(ValueError, match="eps must be at least 0, got -0.1"):
+        function(Z, 4, eps=-0.1)
+    with pytest.raises(ValueError, match="eps must be at least 0"):
+        function(Z, 4, eps=torch.tensor([0.1, float("nan")])[:, None])
+    with pytest.raises(TypeError, match="x must be .* floats, got torch.int"):
+        function(torch.arange(3), 4)
