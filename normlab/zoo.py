@@ -1,8 +1,9 @@
 # Written by `make lib` from the chapters. Do not edit.
 
-__all__ = ["batch_renorm", "scale_shift", "renorm_limits", "BatchRenorm",
-           "check_options", "check_shape", "BatchRenormModes", "BatchRenorm1d",
-           "BatchRenorm2d", "ghost_batch_norm", "GhostBatchNorm", "GhostModes",
+__all__ = ["batch_renorm", "scale_shift", "check_limits", "renorm_limits",
+           "BatchRenorm", "check_options", "check_shape", "BatchRenormModes",
+           "BatchRenorm1d", "BatchRenorm2d", "check_ghost_size",
+           "ghost_batch_norm", "GhostBatchNorm", "GhostModes",
            "GhostBatchNorm1d", "GhostBatchNorm2d", "mix_moments",
            "full_norm_backward", "FullNormalise", "FullNormState", "share",
            "move_moments", "FullNormModes", "FullNorm1d"]
@@ -22,9 +23,10 @@ def batch_renorm(x, mean, std, r_max, d_max, weight=None, bias=None,
 
     r_max >= 1 and d_max >= 0: how far; weight and bias (C,) or None.
     Returns y, like x, and the batch's mean and std (C,), detached. No
-    gradient passes through the correction. Source: Ioffe (2017),
-    Algorithm 1.
+    gradient passes through the correction. Raises ValueError for other
+    limits. Source: Ioffe (2017), Algorithm 1.
     """
+    check_limits(r_max, d_max)
     v = wide(x)
     var, own = torch.var_mean(v, batch_axes(x), correction=0)
     own_std = (var + eps).sqrt()
@@ -42,6 +44,13 @@ def scale_shift(y, weight, bias):
         y = y * per_channel(weight, y)
     return y if bias is None else y + per_channel(bias, y)
 
+
+def check_limits(r_max, d_max):
+    """Raise ValueError unless BRN's correction can have these limits."""
+    if not (r_max >= 1 and d_max >= 0):
+        raise ValueError("r_max must be at least 1 and d_max at least 0, "
+                         f"got {r_max} and {d_max}")
+
 # %% 22-small-batches
 def renorm_limits(step, start=5_000, r_end=40_000, d_end=25_000, r_max=3.0,
                   d_max=5.0):
@@ -54,9 +63,7 @@ def renorm_limits(step, start=5_000, r_end=40_000, d_end=25_000, r_max=3.0,
     if not 0 <= start < min(r_end, d_end):
         raise ValueError("start must be at least 0 and below r_end and "
                          f"d_end, got {start}, {r_end} and {d_end}")
-    if not (r_max >= 1 and d_max >= 0):
-        raise ValueError("r_max must be at least 1 and d_max at least 0, "
-                         f"got {r_max} and {d_max}")
+    check_limits(r_max, d_max)
     step = torch.as_tensor(step)
     r_share = ((step - start) / (r_end - start)).clamp(0, 1)
     d_share = ((step - start) / (d_end - start)).clamp(0, 1)
@@ -150,14 +157,23 @@ class BatchRenorm2d(BatchRenormModes):
     dims = 4,
 
 # %% 22-small-batches
+def check_ghost_size(size):
+    """Raise ValueError unless groups can have this size."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError("ghost_size must be a whole number from 1, got "
+                         f"{size!r}")
+
+# %% 22-small-batches
 def ghost_batch_norm(x, ghost_size, weight=None, bias=None, eps=1e-5):
     """Normalise x (N, C, *spatial) in groups of ghost_size examples, in
     order, each by its own moments.
 
     Examples left over join the last group, so no group is smaller than
     ghost_size, unless the batch is: then it is one group. weight and bias
-    (C,) or None. Source: Hoffer, Hubara and Soudry (2017).
+    (C,) or None. Raises ValueError for a ghost_size below 1. Source:
+    Hoffer, Hubara and Soudry (2017).
     """
+    check_ghost_size(ghost_size)
     groups = max(1, len(x) // ghost_size)
     if len(x) % ghost_size and groups > 1:
         cut = (groups - 1) * ghost_size
@@ -184,9 +200,7 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
                  affine=True, track_running_stats=True, device=None,
                  dtype=None):
         check_options(num_features, eps, momentum)
-        if not isinstance(ghost_size, int) or ghost_size < 1:
-            raise ValueError("ghost_size must be a whole number from 1, got "
-                             f"{ghost_size!r}")
+        check_ghost_size(ghost_size)
         super().__init__(num_features, eps, momentum, affine,
                          track_running_stats, device, dtype)
         self.ghost_size = ghost_size

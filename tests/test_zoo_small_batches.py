@@ -269,3 +269,13 @@ def test_ghost_errors_name_what_is_wrong():
         zoo.GhostBatchNorm1d(3, 1)(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="2D or 3D"):
         zoo.GhostBatchNorm1d(3, 1)(torch.zeros(4, 3, 2, 2))
+
+
+def test_the_functions_refuse_what_they_cannot_do():
+    x, zero, one = draw((4, 3)), torch.zeros(3), torch.ones(3)
+    for limits in ((0.5, 0), (1, -1), (float("nan"), 0)):
+        with pytest.raises(ValueError, match="r_max must be at least 1"):
+            zoo.batch_renorm(x, zero, one, *limits)
+    for size in (0, -2, 1.5):
+        with pytest.raises(ValueError, match=f"from 1, got {size}"):
+            zoo.ghost_batch_norm(x, size)
