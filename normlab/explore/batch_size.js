@@ -78,7 +78,7 @@ function axes(panel, axis) {
   }
   return rows.join("") + columns.join("") +
     `<path class="nl-axis" d="M${LEFT} ${bottom}H${W - RIGHT}"/>` +
-    `<text x="4" y="${panel.top - 10}">${panel.title}</text>`;
+    `<text x="4" y="${panel.top - 14}">${panel.title}</text>`;
 }
 
 function curves({ errors, axis }) {
