@@ -105,10 +105,11 @@ def adapt_statistics(model, batches, inplace=False):
     """The model with the running statistics of other data: AdaBN.
 
     batches: unlabelled inputs (N, ...), or a list or loader of such, gone
-    through once for every layer: the first layer's moments are merged over
-    all batches and written, then the second's measured, and so on. Neither
-    order nor size of the batches matters. Returns a copy, or with inplace
-    the model; `load_statistics` undoes it. Source: Li et al. (2016).
+    through once to find the layers' order and once for every layer: the
+    first layer's moments are merged over all batches and written, then the
+    second's measured, and so on. Neither order nor size of the batches
+    matters. Returns a copy, or with inplace the model: save `statistics`
+    before and `load_statistics` undoes it. Source: Li et al. (2016).
     """
     if not torch.is_tensor(batches) and iter(batches) is batches:
         raise TypeError("batches must be a tensor, list or loader, to be "
