@@ -1,10 +1,10 @@
 # Written by `make lib` from the chapters. Do not edit.
 
 __all__ = ["norm_layers", "statistics", "load_statistics", "inputs_watched",
-           "tensors", "input_moments", "adapt_statistics", "mix_statistics",
-           "PredictionTimeNorm", "prediction_time", "entropy",
-           "use_batch_statistics", "Tent", "calibration_error",
-           "statistics_shift", "shift_score"]
+           "tensors", "input_moments", "write_moments", "adapt_statistics",
+           "check_prior", "mix_statistics", "PredictionTimeNorm",
+           "prediction_time", "entropy", "use_batch_statistics", "Tent",
+           "calibration_error", "statistics_shift", "shift_score"]
 
 # %% 25-distribution-shift
 """Batch normalization on shifted data: PyTorch models whose statistics
@@ -48,6 +48,11 @@ def load_statistics(model, stats):
     if set(stats) != set(layers):
         raise ValueError(f"stats must be for the layers {set(layers)}, got "
                          f"{set(stats)}")
+    for name, pair in stats.items():
+        if any(t.shape != layers[name].running_mean.shape for t in pair):
+            raise ValueError(f"stats[{name!r}] must have two tensors of "
+                             f"shape {layers[name].running_mean.shape}, got "
+                             f"{[tuple(t.shape) for t in pair]}")
     for name, (mean, var) in stats.items():
         layers[name].running_mean.copy_(mean)
         layers[name].running_var.copy_(var)
@@ -100,6 +105,19 @@ def input_moments(model, batches):
             for name, rows in seen.items()}
 
 # %% 25-distribution-shift
+def write_moments(layer, name, n, mean, var):
+    """Make these moments, of n values a channel, a layer's running
+    statistics; ValueError with its name if they can't be."""
+    if n < 2:
+        raise ValueError(f"batches must give layer {name!r} more than 1 "
+                         f"value per channel, got {int(n)}")
+    if not (mean.isfinite().all() and var.isfinite().all()):
+        raise ValueError(f"batches must give layer {name!r} finite values, "
+                         "got inf or NaN")
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(var * n / (n - 1))
+
+# %% 25-distribution-shift
 @torch.no_grad()
 def adapt_statistics(model, batches, inplace=False):
     """The model with the running statistics of other data: AdaBN.
@@ -114,17 +132,22 @@ def adapt_statistics(model, batches, inplace=False):
     if not torch.is_tensor(batches) and iter(batches) is batches:
         raise TypeError("batches must be a tensor, list or loader, to be "
                         "gone through repeatedly; got an iterator")
-    layers = norm_layers(model := model if inplace else copy.deepcopy(model))
-    for name in input_moments(model, batches):
-        n, mean, var = input_moments(model, batches)[name]
-        if n < 2:
-            raise ValueError(f"batches must give layer {name!r} more than "
-                             f"1 value per channel, got {int(n)}")
-        layers[name].running_mean.copy_(mean)
-        layers[name].running_var.copy_(var * n / (n - 1))
+    new = copy.deepcopy(model)
+    layers = norm_layers(new)
+    for name in input_moments(new, batches):
+        write_moments(layers[name], name, *input_moments(new, batches)[name])
+    if not inplace:
+        return new
+    load_statistics(model, statistics(new))  # all layers, or none
     return model
 
 # %% 25-distribution-shift
+def check_prior(prior):
+    """Raise ValueError unless a source can count for so many examples."""
+    if isinstance(prior, (str, bool)) or not prior >= 0:
+        raise ValueError(f"prior must be a number from 0, got {prior!r}")
+
+
 def mix_statistics(source, target, n, prior, between=False):
     """Mean and variance (C,) between those of two domains.
 
@@ -135,8 +158,7 @@ def mix_statistics(source, target, n, prior, between=False):
     """
     if not n > 0:
         raise ValueError(f"n must be positive, got {n}")
-    if not prior >= 0:
-        raise ValueError(f"prior must be at least 0, got {prior}")
+    check_prior(prior)
     w = 1.0 if prior == float("inf") else prior / (prior + n)
     mean, var = (w * s + (1 - w) * t for s, t in zip(source, target))
     if between:
@@ -178,8 +200,7 @@ def prediction_time(model, prior=0.0, between=False):
     an infinite prior is the model in evaluation mode; see
     `mix_statistics`. The copy is in evaluation mode.
     """
-    if not prior >= 0:
-        raise ValueError(f"prior must be at least 0, got {prior}")
+    check_prior(prior)
     model = copy.deepcopy(model)
     for name, layer in norm_layers(model).items():
         new = PredictionTimeNorm(layer, prior, between).eval()
@@ -239,7 +260,11 @@ class Tent:
 def calibration_error(logits, y, bins=15):
     """Expected calibration error, 0 to 1, of logits (N, K) for labels y
     (N,): how far confidence and accuracy lie apart, averaged over bins of
-    equal width. Source: Guo et al. (2017)."""
+    equal width. Raises ValueError for other shapes. Source: Guo et al.
+    (2017)."""
+    if logits.ndim != 2 or y.shape != logits.shape[:1] or not len(y):
+        raise ValueError("logits must be (N, K) and y (N,), N at least 1; "
+                         f"got {tuple(logits.shape)} and {tuple(y.shape)}")
     confidence, guess = logits.softmax(dim=1).max(dim=1)
     right = (guess == y).double()
     place = (confidence * bins).ceil().clamp(min=1).long() - 1  # (N,)

@@ -214,12 +214,12 @@ def test_bad_arguments_are_named():
             use(plain)
         with pytest.raises(TypeError, match="model must be a torch.nn"):
             use(x)
-    with pytest.raises(ValueError, match="prior must be at least 0"):
+    with pytest.raises(ValueError, match="prior must be a number from 0"):
         adapt.prediction_time(net, -1)
     pair = torch.zeros(2), torch.ones(2)
     with pytest.raises(ValueError, match="n must be positive"):
         adapt.mix_statistics(pair, pair, 0, 1)
-    with pytest.raises(ValueError, match="prior must be at least 0"):
+    with pytest.raises(ValueError, match="prior must be a number from 0"):
         adapt.mix_statistics(pair, pair, 1, float("nan"))
     with pytest.raises(ValueError, match="no gamma or no beta"):
         adapt.Tent(nn.BatchNorm1d(3, affine=False))
@@ -231,3 +231,44 @@ def test_float32_and_half_keep_their_type():
         assert adapt.prediction_time(net, 3)(x).dtype == dtype
         assert adapt.adapt_statistics(net, x)(x).dtype == dtype
         assert adapt.Tent(net)(x).dtype == dtype
+
+
+def test_what_cannot_be_measured_changes_nothing():
+    net, x = network(), target()
+    x[3, 0, 2, 2] = float("nan")
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="layer '1' finite values"):
+        adapt.adapt_statistics(net, x, inplace=True)
+    assert same(net.state_dict(), before)
+
+
+def test_a_later_layer_s_fault_leaves_the_earlier_ones():
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d(1),
+                        nn.BatchNorm2d(1)).eval()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="layer '2' more than 1 value"):
+        adapt.adapt_statistics(net, torch.randn(1, 1, 4, 4), inplace=True)
+    assert same(net.state_dict(), before)
+
+
+def test_statistics_of_another_shape_are_refused_whole():
+    net = network()
+    stats, before = adapt.statistics(net), copy.deepcopy(net.state_dict())
+    stats["1"] = tuple(t + 1 for t in stats["1"])
+    stats["4"] = tuple(t[:1] for t in stats["4"])
+    with pytest.raises(ValueError, match=r"stats\['4'\] must have"):
+        adapt.load_statistics(net, stats)
+    assert same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize("logits, y", [
+    (torch.zeros(0, 3), torch.zeros(0)), (torch.zeros(4), torch.zeros(4)),
+    (torch.zeros(4, 3), torch.zeros(5))])
+def test_calibration_error_names_shapes_that_do_not_fit(logits, y):
+    with pytest.raises(ValueError, match=r"logits must be \(N, K\)"):
+        adapt.calibration_error(logits, y)
+
+
+def test_a_prior_is_a_number():
+    with pytest.raises(ValueError, match="number from 0, got 'a'"):
+        adapt.prediction_time(network(), prior="a")
