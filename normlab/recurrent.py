@@ -5,7 +5,7 @@ __all__ = ["NORMS", "TimeNorm", "normalise_rows", "check_frames",
            "normalise_pairs", "layer_norm", "make_norms", "RecurrentBase",
            "first_gamma", "check_options", "weight_norm", "RecurrentWeights",
            "normalise", "normalise_at", "live_mask", "Recurrent",
-           "check_input", "RecurrentLayer", "LSTM", "GRU"]
+           "check_input", "given_state", "RecurrentLayer", "LSTM", "GRU"]
 
 # %% 26-sequences
 """LSTM and GRU with normalisation, for PyTorch, batch first."""
@@ -204,7 +204,7 @@ def check_options(norm, max_steps, noise):
         raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
     if norm in ("input", "per-step") and max_steps is None:
         raise ValueError(f"max_steps is needed with norm={norm!r}")
-    if noise < 0:
+    if not 0 <= noise < float("inf"):
         raise ValueError(f"noise must be at least 0, got {noise!r}")
 
 
@@ -260,9 +260,9 @@ def live_mask(lengths, batch, steps):
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths)
-    if lengths.shape != (batch,) or not 1 <= lengths.min() <= lengths.max(
-            ) <= steps:
-        raise ValueError(f"lengths must be {batch} numbers from 1 to "
+    if (lengths.shape != (batch,) or lengths.is_floating_point()
+            or not 1 <= lengths.min() <= lengths.max() <= steps):
+        raise ValueError(f"lengths must be {batch} whole numbers from 1 to "
                          f"{steps}, got {lengths.tolist()}")
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
@@ -299,13 +299,26 @@ def check_input(layer, x):
         raise ValueError(f"x must be (B, T, {layer.input_size}), got "
                          f"{tuple(x.shape)}")
 
+
+def given_state(layer, state, batch):
+    """The caller's state without its first axis; ValueError unless it has
+    h, and c where there is a cell, of shape (1, batch, H) each."""
+    parts, shape = state if layer.has_cell else [state], (
+        1, batch, layer.hidden_size)
+    if len(parts) != 1 + layer.has_cell or any(
+            s.shape != shape for s in parts):
+        raise ValueError(f"state must be {'(h, c)' if layer.has_cell else 'h'}"
+                         f" of shape {shape}, got shapes "
+                         f"{[tuple(s.shape) for s in parts]}")
+    return tuple(s[0] for s in parts)
+
 # %% 26-sequences
 class RecurrentLayer(Recurrent):
     """Where a sequence begins and what comes out."""
 
     def first_state(self, x, state):
         if state is not None:
-            return tuple(s[0] for s in (state if self.has_cell else [state]))
+            return given_state(self, state, len(x))
         zero = x.new_zeros(len(x), self.hidden_size)
         h = zero
         if self.training and self.noise:
@@ -330,8 +343,9 @@ class LSTM(RecurrentLayer):
     x (B, T, input_size), state None or (h, c), (1, B, hidden_size) each,
     lengths None or (B,). Returns y (B, T, hidden_size) and (h, c). norm
     is one of NORMS, `gamma` its first gain, `max_steps` how many steps
-    have statistics of their own, `noise` the standard deviation of h_0 in
-    training. Source: Cooijmans et al. (2017), equations 6 to 8.
+    have statistics of their own, counted from 0 in each call, `noise` the
+    standard deviation of h_0 in training. Raises ValueError for what
+    doesn't fit. Source: Cooijmans et al. (2017), equations 6 to 8.
     """
 
     gates, has_cell = 4, True

@@ -93,3 +93,24 @@ def test_training_lowers_the_loss():
     losses, values = sequences.fit(net, x, y, 60, 64, 0.001, 0, [30, 60],
                                    lambda net: net.training)
     assert losses[-5:].mean() < losses[:5].mean() and values == [True, True]
+
+
+def test_percent_is_the_share_of_right_answers():
+    x, y, *_ = sequences.row_images(0)
+    net = sequences.classifier("LSTM", 8, 8, 8, 0).eval()
+    with torch.no_grad():
+        right = (net(x[:700]).argmax(1) == y[:700]).sum().item()
+    assert sequences.percent(net, x[:700], y[:700]) == round(right / 7, 2)
+
+
+def test_gradients_are_clipped():
+    x, y, *_ = sequences.row_images(0)
+    net, norms = sequences.classifier("LSTM", 8, 8, 8, 0), []
+
+    def evaluate(net):
+        norms.append(sum((p.grad ** 2).sum() for p in net.parameters()))
+
+    with torch.no_grad():
+        net.head.weight.mul_(100)
+    sequences.fit(net, x, y, 3, 64, 0.001, 0, [1, 2, 3], evaluate)
+    assert max(norms) <= 1.001 and max(norms) > 0.99

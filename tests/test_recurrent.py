@@ -295,7 +295,7 @@ def test_errors_name_the_argument():
         with pytest.raises(ValueError, match="x must be"):
             net(bad)
     for lengths in ([1, 2], [0] + [1] * 5, [T + 1] * 6):
-        with pytest.raises(ValueError, match="lengths must be 6 numbers"):
+        with pytest.raises(ValueError, match="lengths must be 6 whole"):
             net(torch.zeros(B, T, C), lengths=lengths)
     with pytest.raises(ValueError, match="mask must be"):
         SequenceBatchNorm(C)(torch.zeros(B, T, C), torch.ones(B, 1).bool())
@@ -308,3 +308,22 @@ def test_docstrings_name_their_source():
     for thing in (LSTM, SequenceBatchNorm, StepBatchNorm,
                   recurrent.weight_norm):
         assert "Source:" in thing.__doc__
+
+
+def test_a_state_that_does_not_fit_is_named():
+    x, h = torch.zeros(3, 4, 2), torch.zeros(1, 3, 5)
+    lstm, gru = recurrent.LSTM(2, 5), recurrent.GRU(2, 5)
+    lstm(x, (h, h))
+    gru(x, h)
+    for layer, state in ((lstm, (h, h[:, :2])), (lstm, (h,)), (lstm, h),
+                         (gru, h[0]), (gru, h[:, :, :4])):
+        with pytest.raises(ValueError, match=r"state must be .*\(1, 3, 5\)"):
+            layer(x, state)
+
+
+def test_lengths_are_whole_and_noise_is_a_number():
+    with pytest.raises(ValueError, match="lengths must be 2 whole numbers"):
+        recurrent.LSTM(2, 5)(torch.zeros(2, 4, 2), lengths=[1.5, 2.0])
+    for noise in (float("nan"), float("inf"), -0.1):
+        with pytest.raises(ValueError, match="noise must be at least 0"):
+            recurrent.LSTM(2, 5, noise=noise)
