@@ -18,8 +18,9 @@ class TimeNorm(nn.Module):
 
     def __init__(self, num_features, steps, gamma, bias, eps, momentum):
         super().__init__()
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {steps!r}")
+        if type(steps) is not int or steps < 1:
+            raise ValueError("max_steps must be a whole number, at least 1, "
+                             f"got {steps!r}")
         self.num_features, self.steps = num_features, steps
         self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.full((num_features,), float(gamma)))
@@ -51,9 +52,10 @@ def check_frames(norm, x, mask):
     if x.dim() != 3 or x.shape[2] != norm.num_features:
         raise ValueError(f"x must be (B, T, {norm.num_features}), got "
                          f"{tuple(x.shape)}")
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"mask must be {tuple(x.shape[:2])}, got "
-                         f"{tuple(mask.shape)}")
+    if mask is not None and (mask.dtype != torch.bool
+                             or mask.shape != x.shape[:2]):
+        raise ValueError(f"mask must be {tuple(x.shape[:2])}, of torch.bool,"
+                         f" got {tuple(mask.shape)}, of {mask.dtype}")
 
 # %% 26-sequences
 class SequenceBatchNorm(TimeNorm):
@@ -176,7 +178,8 @@ class RecurrentBase(nn.Module):
     def __init__(self, input_size, hidden_size, norm=None, gamma=None,
                  max_steps=None, noise=0.0):
         super().__init__()
-        check_options(norm, max_steps, noise)
+        check_options(norm, max_steps, noise, input_size=input_size,
+                      hidden_size=hidden_size)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.norm, self.noise = norm, noise
         n, gamma = self.gates * hidden_size, first_gamma(norm, gamma)
@@ -198,16 +201,21 @@ def first_gamma(norm, gamma):
     return (0.1 if norm == "per-step" else 1.0) if gamma is None else gamma
 
 
-def check_options(norm, max_steps, noise):
+def check_options(norm, max_steps, noise, **sizes):
     """Raise ValueError for options that a recurrent layer can't have."""
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
     if norm in ("input", "per-step") and max_steps is None:
         raise ValueError(f"max_steps is needed with norm={norm!r}")
     if not 0 <= noise < float("inf"):
-        raise ValueError(f"noise must be at least 0, got {noise!r}")
+        raise ValueError("noise must be at least 0 and finite, got "
+                         f"{noise!r}")
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} must be a whole number from 1, got "
+                             f"{size!r}")
 
-
+# %% 26-sequences
 def weight_norm(v, gain):
     """Rows of v (out, in) with the lengths gain (out, 1): w = g v / |v|.
 
@@ -254,13 +262,14 @@ def normalise_at(norm, x, t, live=None):
         return x if norm is None else norm(x)
     return norm.step(x, t, live)
 
-
+# %% 26-sequences
 def live_mask(lengths, batch, steps):
     """(batch, steps), True before each sequence's end; None for None."""
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths)
-    if (lengths.shape != (batch,) or lengths.is_floating_point()
+    whole = not (lengths.is_floating_point() or lengths.dtype == torch.bool)
+    if (not whole or lengths.shape != (batch,)
             or not 1 <= lengths.min() <= lengths.max() <= steps):
         raise ValueError(f"lengths must be {batch} whole numbers from 1 to "
                          f"{steps}, got {lengths.tolist()}")
@@ -306,10 +315,10 @@ def given_state(layer, state, batch):
     parts, shape = state if layer.has_cell else [state], (
         1, batch, layer.hidden_size)
     if len(parts) != 1 + layer.has_cell or any(
-            s.shape != shape for s in parts):
+            getattr(s, "shape", None) != shape for s in parts):
         raise ValueError(f"state must be {'(h, c)' if layer.has_cell else 'h'}"
-                         f" of shape {shape}, got shapes "
-                         f"{[tuple(s.shape) for s in parts]}")
+                         f" of shape {shape}, got "
+                         f"{[getattr(s, 'shape', s) for s in parts]}")
     return tuple(s[0] for s in parts)
 
 # %% 26-sequences

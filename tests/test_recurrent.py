@@ -285,7 +285,7 @@ def test_errors_name_the_argument():
         LSTM(C, H, "batch")
     with pytest.raises(ValueError, match="max_steps is needed"):
         GRU(C, H, "per-step")
-    with pytest.raises(ValueError, match="max_steps must be at least 1"):
+    with pytest.raises(ValueError, match="max_steps must be a whole number, at least 1"):
         StepBatchNorm(C, 0)
     with pytest.raises(ValueError, match="noise"):
         LSTM(C, H, noise=-1)
@@ -327,3 +327,26 @@ def test_lengths_are_whole_and_noise_is_a_number():
     for noise in (float("nan"), float("inf"), -0.1):
         with pytest.raises(ValueError, match="noise must be at least 0"):
             recurrent.LSTM(2, 5, noise=noise)
+
+
+@pytest.mark.parametrize("options, why", [
+    ({"hidden_size": 0}, "hidden_size must be .* got 0"),
+    ({"hidden_size": 2.5}, "hidden_size must be .* got 2.5"),
+    ({"input_size": True}, "input_size must be .* got True"),
+    ({"norm": "per-step", "max_steps": 2.0}, "max_steps must be .* got 2.0"),
+    ({"norm": "per-step", "max_steps": True}, "max_steps must be .* True")])
+def test_sizes_are_whole_numbers(options, why):
+    with pytest.raises(ValueError, match=why):
+        recurrent.LSTM(**{"input_size": 2, "hidden_size": 3} | options)
+
+
+def test_a_mask_holds_truth_values():
+    with pytest.raises(ValueError, match="of torch.bool, got .* torch.int64"):
+        SequenceBatchNorm(2)(torch.randn(3, 4, 2),
+                             torch.ones(3, 4, dtype=torch.int64))
+
+
+def test_a_gru_given_an_lstm_s_state_says_so():
+    h = torch.zeros(1, 3, 5)
+    with pytest.raises(ValueError, match="state must be h of shape"):
+        recurrent.GRU(2, 5)(torch.zeros(3, 4, 2), (h, h))
