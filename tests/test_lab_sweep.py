@@ -248,6 +248,18 @@ def count_and_sleep(point, tick):
     return {"y": point["x"] ** 2, "pid": os.getpid()}
 
 
+def test_a_cluster_by_its_address_is_left_as_it_was():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None,
+            host="127.0.0.1") as cluster:
+        before = set(cluster.scheduler.clients)
+        rows = sweep.sweep(square, points(3), progress=False,
+                           cluster=cluster.scheduler_address)
+        wait_until(lambda: set(cluster.scheduler.clients) == before)
+    assert [row["y"] for row in rows] == [0, 1, 4]
+
+
 def test_a_cluster_that_loses_a_worker_half_way(tmp_path):
     """Two Dask workers; one is killed while it computes. Every point has
     one row, and none that was kept by then is computed again."""

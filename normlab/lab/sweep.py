@@ -157,7 +157,8 @@ def elsewhere(function, together, jobs, points, workers, cluster):
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    with parallel_config(**backend(workers, cluster, len(jobs))):
+    options = backend(workers, cluster, len(jobs))
+    with parallel_config(**options):
         found = Parallel(return_as="generator_unordered", batch_size=1,
                          pre_dispatch="all")(
             delayed(child)(os.getpid(), function, together,
@@ -178,6 +179,8 @@ def elsewhere(function, together, jobs, points, workers, cluster):
                 f"({error}); what was finished is kept") from error
         finally:
             found.close()
+            if isinstance(cluster, str):  # the connection is ours
+                options["client"].close()
 
 
 def backend(workers, cluster, jobs):
