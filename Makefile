@@ -10,7 +10,7 @@ export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test run lib check bench clean
+.PHONY: help book serve test run lib check bench release grade clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -36,6 +36,19 @@ check: .venv/all ## the quick gate, in seconds
 bench: .venv/all ## speed and accuracy beside peers, into records/
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# A teacher's own masters and course folder are named on the command line:
+# make grade ASSIGNMENT=a1-layer SUBS=handed-in.zip MASTERS=../private COURSE=../course
+ASSIGNMENT ?=
+SUBS ?=
+MASTERS ?= coursework/sample
+COURSE ?= _course
+
+release: .venv/all ## assignments for students and markers (ASSIGNMENT=name, or all)
+	@$(BIN)/python -m coursework.make release "$(COURSE)" "$(MASTERS)" "$(ASSIGNMENT)"
+
+grade: .venv/all ## grade ASSIGNMENT=name SUBS=folder; results in COURSE
+	@$(BIN)/python -m coursework.make grade "$(COURSE)" "$(MASTERS)" "$(ASSIGNMENT)" "$(SUBS)" $(ARGS)
+
 clean: ## remove what was built, the environment too
 	rm -rf .venv .cache _build book/assets/vendor
 
@@ -45,5 +58,5 @@ clean: ## remove what was built, the environment too
 .venv/site: .venv/python requirements/site.txt requirements/constraints.txt requirements/package-lock.json
 	@sh tools/setup.sh site
 
-.venv/all: .venv/site requirements.txt requirements/lab.txt requirements/frameworks.txt requirements/kernels.txt requirements/test.txt pyproject.toml
+.venv/all: .venv/site requirements.txt requirements/lab.txt requirements/frameworks.txt requirements/kernels.txt requirements/coursework.txt requirements/test.txt pyproject.toml
 	@sh tools/setup.sh all

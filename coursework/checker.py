@@ -13,15 +13,12 @@ import time
 import nbformat
 
 from coursework import wire
+from coursework.collect import Refused
 from coursework.master import question
 from coursework.proxy import Gone, Link
 from coursework.sandbox import Sandbox, SandboxError
 
 NOTES = 20
-
-
-class Refused(ValueError):  # noqa: N818 - a verdict, not a fault
-    """A file that can't be graded; the text says why."""
 
 
 def cells_of(data):
@@ -329,7 +326,7 @@ def check(master, submission, kind, limits, slot=0, reference=None):
         data = submission.read()
         row["sha256"] = hashlib.sha256(data).hexdigest()
         cells = cells_of(data)
-    except ValueError as error:
+    except Refused as error:
         row["reason"] = str(error)[:500]
         return row, learned
     box = Box(master, cells, kind, limits, slot)

@@ -160,7 +160,7 @@ def digest_of(submission):
         return None
     try:
         return hashlib.sha256(submission.read()).hexdigest()
-    except ValueError:
+    except collect.Refused:
         return None
 
 

@@ -1,0 +1,59 @@
+"""What `make release` and `make grade` do.
+
+    python -m coursework.make release COURSE MASTERS [ASSIGNMENT]
+    python -m coursework.make grade COURSE MASTERS ASSIGNMENT SUBS [OPTION ...]
+
+COURSE is the folder that nbgrader works in, MASTERS the folder that holds the
+masters (.py or .ipynb), OPTION one of coursework.grade's.
+"""
+
+import sys
+from pathlib import Path
+
+from coursework import grade, release
+
+NEXT = """
+Next, in {course}:
+  mark by hand  nbgrader formgrader, or by the guide in marking/{name}.md
+  feedback      python -m coursework.gradebook feedback {course} {name}
+  export        python -m coursework.gradebook export {course} {name} \
+--to canvas|moodle|csv --out marks.csv"""
+
+
+def find(masters, name):
+    """The master of an assignment; SystemExit names those that exist."""
+    folder = Path(masters)
+    known = {p.stem: p for p in sorted(folder.glob("*"))
+             if p.suffix in (".py", ".ipynb")}
+    if name not in known:
+        sys.exit(f"ASSIGNMENT={name!r}: {folder} holds "
+                 f"{', '.join(known) or 'no master'}")
+    return known[name]
+
+
+def main(argv):
+    """Do it; return the exit status."""
+    what, course, masters, *rest = [*argv, ""][:max(len(argv), 4)]
+    course = Path(course).resolve()
+    if what == "release":
+        paths = ([find(masters, rest[0])] if rest and rest[0]
+                 else release.masters([], Path(masters)))
+        return release.main([*map(str, paths), "--course", str(course)])
+    name, subs, *options = [*rest, ""][:max(len(rest), 2)]
+    master = find(masters, name)
+    if not subs:
+        sys.exit("SUBS=folder is missing: a folder or an archive of what "
+                 "was handed in")
+    out = course / "grades" / name
+    code = grade.main([str(master), subs, str(out), "--resume", *options])
+    if code not in (0, grade.FAILED):
+        return code
+    from coursework import gradebook  # slow to import
+
+    gradebook.import_rows(course, master, out / "results", subs)
+    print(NEXT.format(course=course, name=name))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
