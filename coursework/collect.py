@@ -229,7 +229,7 @@ _BRIGHTSPACE = re.compile(
 _BLACKBOARD = re.compile(
     r"(?P<head>.+?)_attempt_(?P<stamp>\d{4}(-\d\d){5})(_(?P<file>.+)|\.txt)",
     re.S)
-_GRADESCOPE = re.compile(r"submission_(?P<id>\d+)")
+_GRADESCOPE = re.compile(r"submission_(?P<id>\d{1,20})")
 _METADATA = re.compile(r"submission_metadata\.ya?ml")
 _TEACHERS = re.compile(
     r"index\.html?|.+\.(csv|tsv|xlsx?|ods|ya?ml|md|rst|log)", re.I)
@@ -247,6 +247,9 @@ def _owner(name, folder, roster):
 
 
 def _on_platform(name, folder, roster=()):
+    """Whose a name is that a platform gave, or None."""
+    if len(name) > NAME:
+        return None
     if name in roster:
         return roster[name]
     if folder and (match := _GRADESCOPE.fullmatch(name)):
@@ -516,9 +519,9 @@ def _row(student, handed, wish, limit):
                 raise Refused(f"{_brief(one.entry.parts)} {one.entry.bad}")
         size = sum(one.entry.size for one in handed)
         if limit and size > limit:
-            raise Refused(f"{_cut(row.file, 200)} and what lies beside it have "
-                          f"{size / MB:,.0f} MB; at most {limit // MB} MB "
-                          "are allowed")
+            raise Refused(f"{_cut(row.file, 200)} and what lies beside it "
+                          f"have {size / MB:,.0f} MB; at most "
+                          f"{limit // MB} MB are allowed")
         chosen, row._blob, trail = _chosen(handed, wish, row.notes)
         row.file, row.late = _path(trail), chosen.owner.late
     except Refused as refusal:

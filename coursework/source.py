@@ -71,7 +71,8 @@ def from_text(text, name):
 
 def metadata(cell, i, name):
     """What nbgrader has to know of a cell of the Python file."""
-    given = dict(cell.metadata)
+    given = {k: v for k, v in cell.metadata.items()
+             if not k.startswith("lines_to_")}  # jupytext's own
     kind = next((k for k in KINDS if k in given), None)
     known = {kind, "points"} if kind else set()
     if set(given) - known:
