@@ -15,7 +15,7 @@ import nbformat
 from coursework import wire
 from coursework.collect import Refused
 from coursework.master import question
-from coursework.proxy import Gone, Link
+from coursework.proxy import ENDED, Gone, Link
 from coursework.sandbox import Sandbox, SandboxError
 
 NOTES = 20
@@ -89,13 +89,13 @@ class Box:
     """A student's notebook, loaded in a sandbox; loaded anew when a test
     has ended its process."""
 
-    def __init__(self, master, cells, kind, limits, slot):
+    def __init__(self, master, cells, kind, limits):
         public = {same(c.source) for c in master.student.cells
                   if c.metadata.get("nbgrader", {}).get("grade")}
         self.cells = [(i, s) for i, s in cells if same(s) not in public]
         self.before = [c.source for c in master.cells
                        if c.kind == "given" and not c.needs & master.names]
-        self.kind, self.limits, self.slot = kind, limits, slot
+        self.kind, self.limits = kind, limits
         self.deadline = time.monotonic() + limits.total_seconds
         self.notes, self.sandbox, self.starts = [], None, 0
 
@@ -109,7 +109,7 @@ class Box:
         while True:
             self.close()
             self.starts += 1
-            box = Sandbox(self.kind, self.limits, self.slot)
+            box = Sandbox(self.kind, self.limits)
             self.sandbox = box.__enter__()
             at = self.load()
             if at is None:
@@ -283,6 +283,9 @@ def number(value):
 def run_test(master, test, box, reference):
     """A test's result: {"score", "max", "hidden", "note"}.
 
+    A test whose process ended before its time is tried once more, so that
+    nobody loses marks because the machine was out of memory for a moment.
+
     An answer may change the arguments that the reference answer changes. A
     test that passes although others were changed is run again with those
     changes left out, so that nobody passes by changing what the test
@@ -290,6 +293,8 @@ def run_test(master, test, box, reference):
     """
     allowed = set(reference["changed"]) if reference else None
     passed, note, value, changed = attempt(master, test, box, None)
+    if note == ENDED:
+        passed, note, value, changed = attempt(master, test, box, None)
     if passed and allowed is not None and changed - allowed:
         passed, note, value, _ = attempt(master, test, box, allowed)
         if not passed:
@@ -306,7 +311,7 @@ def run_test(master, test, box, reference):
                             number(value) == test.points and passed}
 
 
-def check(master, submission, kind, limits, slot=0, reference=None):
+def check(master, submission, kind, limits, reference=None):
     """A submission's row, and what the reference needs to remember.
 
     submission: what collect.Submission is. reference: what the reference
@@ -329,7 +334,7 @@ def check(master, submission, kind, limits, slot=0, reference=None):
     except Refused as error:
         row["reason"] = str(error)[:500]
         return row, learned
-    box = Box(master, cells, kind, limits, slot)
+    box = Box(master, cells, kind, limits)
     try:
         for test in master.tests:
             known = reference[test.id] if reference else None

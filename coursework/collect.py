@@ -44,8 +44,9 @@ case. Of several, these decide in this order: the newest attempt by the
 platform's stamp (Blackboard, Brightspace, Gradescope); a notebook before an
 archive; the name of the assignment, exactly, then within a longer name; the
 platform's larger number (Canvas); the one nearest the top. What was left out
-is named in a note. If two are still equal the student is refused, with both
-named. Modification times never count: copying and unpacking change them.
+is named in a note, and so is a newer attempt without any notebook. If two
+are still equal the student is refused, with both named. Modification times
+never count: copying and unpacking change them.
 Hidden files, `.ipynb_checkpoints`, `__MACOSX`, `.DS_Store`, `Thumbs.db` and
 `desktop.ini` are ignored.
 
@@ -94,6 +95,7 @@ RATIO, FREE = 200, 10 * MB  # unpacked to packed; below FREE it may be more
 NAME, PATH = 255, 1_024   # characters
 ENTRY = 512               # bytes of a zip's table for one member, generously
 HEADER = 1 << 18          # bytes of one header in a tar
+HEADERS = 4_096           # bytes of headers for one member, on average
 MEMORY = 1 << 27          # bytes that unpacking xz may take, twice `xz -9`
 KEPT = 256 * MB           # packed bytes held of a class's compressed tar
 CHUNK = 1 << 16
@@ -148,10 +150,12 @@ def collect(path, pattern="*.ipynb", name=None):
     several. Raises ValueError if `path` is none of these, is damaged, or
     holds no submissions.
     """
-    for argument, value in {"pattern": pattern, "name": name}.items():
-        if not (value and isinstance(value, str) or value is name is None):
-            raise ValueError(f"{argument}: came {value!r}; allowed is a text "
-                             "that is not empty")
+    if not (isinstance(pattern, str) and pattern):
+        raise ValueError(f"pattern: came {pattern!r}; allowed is a text that "
+                         "is not empty")
+    if name is not None and not (isinstance(name, str) and name):
+        raise ValueError(f"name: came {name!r}; allowed is a text that is "
+                         "not empty, or None")
     wish = _Wish(pattern, name)
     source = _whole(path, wish)
     try:
@@ -295,14 +299,16 @@ def _stamp(date):
     return year, _MONTHS.index(month), day, 60 * hour + minute
 
 
-def _roster(text):
+def _roster(data):
     """Return {folder: _Owner} of Gradescope's submission_metadata.yml.
 
     Only `:name:`, `:sid:` and `:email:` below `:submitters:` are read, at
     the depth where Gradescope puts them: what students printed lies deeper.
     """
     roster, folder, people, inside = {}, None, [], False
-    for line in [*text.splitlines(), "end:"]:
+    # Lines end at line feeds only: other ends may stand in what was printed.
+    for line in itertools.chain(io.BytesIO(data), [b"end:"]):
+        line = line.decode("utf-8", "replace").rstrip("\r\n")
         if match := re.fullmatch(r"([^\s#-][^:]*):\s*", line):
             if folder and people:
                 roster[folder] = _submitters(folder, people)
@@ -499,10 +505,9 @@ def _read_roster(entries, depth):
         if (len(entry.parts) == depth + 1 and entry.kind == "file"
                 and not entry.bad and _METADATA.fullmatch(name)):
             try:
-                text = entry.blob.data().decode("utf-8", "replace")
+                return _roster(entry.blob.data()), ""
             except Refused as refusal:
                 return {}, f"{name} {refusal.reason}: no names of students"
-            return _roster(text), ""
     return {}, ""
 
 
@@ -520,32 +525,34 @@ def _row(student, handed, wish, limit):
         size = sum(one.entry.size for one in handed)
         if limit and size > limit:
             raise Refused(f"{_cut(row.file, 200)} and what lies beside it "
-                          f"have {size / MB:,.0f} MB; at most "
-                          f"{limit // MB} MB are allowed")
-        chosen, row._blob, trail = _chosen(handed, wish, row.notes)
-        row.file, row.late = _path(trail), chosen.owner.late
+                          f"have {size:,} bytes; at most {limit // MB} MB "
+                          "are allowed")
+        row._blob = _chosen(handed, wish, row)
     except Refused as refusal:
         row.reason = refusal.reason
     return row
 
 
-def _chosen(handed, wish, notes):
-    """Return the _Handed that counts, the blob to read and its path."""
-    one = _best(handed, wish, notes)
+def _chosen(handed, wish, row):
+    """Return the blob that counts; its path, lateness and what was left
+    out go into the row."""
+    one = _best(handed, wish, row.notes)
+    row.file, row.late = _path(one.entry.parts), one.owner.late
     path = _brief(one.entry.parts)
     with _named(path):
         one.entry.blob.check()
     if wish.notebook(one.file):
-        return one, one.entry.blob, one.entry.parts
+        return one.entry.blob
     with _named(path):
         archive = _archive(one.entry.blob, one.file, MEMBERS)
         inner = [_Handed(entry, _Owner(one.owner.student), entry.parts)
                  for entry in _sound(archive, wish)]
     with _named(path, "within {}: "):
-        member = _best(inner, wish, notes)
+        member = _best(inner, wish, row.notes)
+    row.file = _path((*one.entry.parts, *member.entry.parts))
+    with _named(_cut(row.file, 200)):
         member.entry.blob.check()
-    trail = (*one.entry.parts, *member.entry.parts)
-    return one, member.entry.blob, trail
+    return member.entry.blob
 
 
 def _sound(archive, wish):
@@ -586,6 +593,10 @@ def _best(handed, wish, notes):
     if rest:
         notes.append(f"of several files {names[0]} was taken; left out: "
                      f"{_listed(rest)}")
+    newer = [_brief(one.entry.parts) for one in files if dated
+             and (one.owner.attempt or ()) > best[0].owner.attempt]
+    if newer:
+        notes.append(f"a newer attempt has no notebook: {_listed(newer)}")
     return best[0]
 
 
@@ -665,7 +676,7 @@ def _split(name):
 
 def _big(size):
     if size > FILE:
-        raise Refused(f"has {size / MB:,.0f} MB; at most {FILE // MB} MB are "
+        raise Refused(f"has {size:,} bytes; at most {FILE // MB} MB are "
                       "allowed")
 
 
@@ -683,9 +694,8 @@ def _take(file):
 class _OnDisk:
     """A file on disk. Never follows a link, never waits for a FIFO."""
 
-    flags = os.O_RDONLY
-    for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, _name, 0)
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in (
+        "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
     def __init__(self, path):
         self.path = path
@@ -983,22 +993,25 @@ class _Stream:
     tarfile trusts headers: a size below zero sends it round in circles, a
     long header is read into memory at once, and a long run of digits in one
     keeps its regular expression busy for hours. None of them passes here.
+    `account` is told how far the reading is, `room` is for long headers.
     """
 
-    def __init__(self, file, kind, account):
-        self.file, self.account, self.at, self.rest = file, account, 0, b""
+    def __init__(self, file, kind, account, room):
+        self.file, self.account, self.room = file, account, room
         self.chunks = _inflated(file, kind) if kind else None
-        self.last = b""
+        self.at, self.rest, self.last = 0, b"", b""
 
     def tell(self):
         return self.at
 
     def read(self, size=-1):
         """A header, for tarfile."""
-        if not 0 <= size <= HEADER:
+        self.room -= size if size > 512 else 0
+        if not 0 <= size <= HEADER or self.room < 0:
             raise Refused("is damaged: a header is too long")
         self.last = data = b"".join(self.pull(size))
-        if size > 512 and re.search(rb"\d{64}", data):
+        # No name on any disk has so many digits.
+        if size > 512 and re.search(rb"\d{256}", data):
             raise Refused("is damaged: a number in a header is too long")
         return data
 
@@ -1074,7 +1087,8 @@ class _Tar:
         packed = self.blob.size() if self.kind else float("inf")
         with self.blob.open() as file:
             yield _Stream(file, self.kind,
-                          lambda at: _unpacked(at, packed, self.wanted))
+                          lambda at: _unpacked(at, packed, self.wanted),
+                          self.members * HEADERS)
 
     def entries(self):
         with _guarded(), self._opened() as stream:

@@ -72,7 +72,7 @@ class Job:
         self.limits = limits or sandbox.Limits()
         self.reference, self.grader = None, code_digest()
 
-    def fork(self, submission, path, slot):
+    def fork(self, submission, path):
         """Grade one submission in a process of its own; return its id."""
         pid = os.fork()
         if pid:
@@ -83,18 +83,18 @@ class Job:
             checker.quiet()
             room = 16 << 30
             resource.setrlimit(resource.RLIMIT_AS, (room, room))
-            row, learned = self.check(submission, slot)
+            row, learned = self.check(submission)
             if self.reference is None:
                 row["learned"] = learned
             write_json(path, row)
         finally:
             os._exit(0)
 
-    def check(self, submission, slot):
+    def check(self, submission):
         """The row of a submission, whatever happens."""
         try:
             row, learned = checker.check(
-                self.master, submission, self.kind, self.limits, slot,
+                self.master, submission, self.kind, self.limits,
                 self.reference)
         except BaseException as error:
             row, learned = self.failure(
@@ -115,7 +115,7 @@ class Job:
     def one(self, submission, folder):
         """A row, computed in a process of its own."""
         path = Path(folder) / "row.json"
-        os.waitpid(self.fork(submission, path, 0), 0)
+        os.waitpid(self.fork(submission, path), 0)
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
@@ -180,14 +180,13 @@ def kept(path, job, submission):
 def run(job, todo, folder, jobs):
     """Grade submissions, `jobs` at a time; each leaves its row's file."""
     waiting = collections.deque(todo)
-    running, free = {}, list(range(jobs))
+    running = {}
     patience = 1.5 * job.limits.total_seconds + 30
     bar = tqdm(total=len(todo), desc="Grading", unit="file",
                disable=not todo, mininterval=0.5)
 
     def end(pid):
-        submission, path, slot, _ = running.pop(pid)
-        free.append(slot)
+        submission, path, _ = running.pop(pid)
         if not path.exists():
             write_json(path, job.failure(
                 submission, "its process ended without a result"))
@@ -195,12 +194,12 @@ def run(job, todo, folder, jobs):
 
     try:
         while waiting or running:
-            while waiting and free:
-                submission, slot = waiting.popleft(), free.pop()
+            while waiting and len(running) < jobs:
+                submission = waiting.popleft()
                 path = row_path(folder, submission)
                 path.unlink(missing_ok=True)
-                pid = job.fork(submission, path, slot)
-                running[pid] = submission, path, slot, time.monotonic()
+                pid = job.fork(submission, path)
+                running[pid] = submission, path, time.monotonic()
             pid, _ = os.waitpid(-1, os.WNOHANG)
             if pid in running:
                 end(pid)

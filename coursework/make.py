@@ -1,10 +1,11 @@
 """What `make release` and `make grade` do.
 
-    python -m coursework.make release COURSE MASTERS [ASSIGNMENT]
+    python -m coursework.make release COURSE MASTERS ASSIGNMENT [OPTION ...]
     python -m coursework.make grade COURSE MASTERS ASSIGNMENT SUBS [OPTION ...]
 
 COURSE is the folder that nbgrader works in, MASTERS the folder that holds the
-masters (.py or .ipynb), OPTION one of coursework.grade's.
+masters (.py or .ipynb), ASSIGNMENT a master's name ("" releases all), OPTION
+one of coursework.release's or coursework.grade's.
 """
 
 import sys
@@ -33,13 +34,14 @@ def find(masters, name):
 
 def main(argv):
     """Do it; return the exit status."""
-    what, course, masters, *rest = [*argv, ""][:max(len(argv), 4)]
+    what, course, masters, name, *rest = [*argv, ""][:max(len(argv), 4)]
     course = Path(course).resolve()
     if what == "release":
-        paths = ([find(masters, rest[0])] if rest and rest[0]
+        paths = ([find(masters, name)] if name
                  else release.masters([], Path(masters)))
-        return release.main([*map(str, paths), "--course", str(course)])
-    name, subs, *options = [*rest, ""][:max(len(rest), 2)]
+        return release.main([*map(str, paths), "--course", str(course),
+                             *rest])
+    subs, *options = [*rest, ""][:max(len(rest), 1)]
     master = find(masters, name)
     if not subs:
         sys.exit("SUBS=folder is missing: a folder or an archive of what "

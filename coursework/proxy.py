@@ -15,6 +15,7 @@ import numpy as np
 from coursework import wire
 
 MESSAGE = 300
+ENDED = "the process ended (an exit, a crash, or its limit of time or memory)"
 
 
 class AnswerError(Exception):
@@ -240,8 +241,7 @@ class Link:
                 changes = [(key, take.unpack(tree))
                            for key, tree in answer["changed"]]
         except wire.ClosedError:
-            raise Gone("the process ended (an exit, a crash, or its limit "
-                       "of time or memory)") from None
+            raise Gone(ENDED) from None
         except wire.LateError:
             raise Gone("no answer in time") from None
         except (wire.WireError, AttributeError, LookupError, TypeError,

@@ -2,12 +2,13 @@
 
     python -m coursework.release [MASTER ...] [--course FOLDER] [--check]
 
-For each master (default: all in coursework/sample): the student notebook
-coursework/student/NAME.ipynb, which the book publishes. With --course, also
-nbgrader's source/NAME/NAME.ipynb and release/NAME/NAME.ipynb, the markers'
-guide marking/NAME.md and the Gradescope package gradescope/NAME.zip in that
-folder. --check writes nothing and fails where a student notebook is not what
-its master gives.
+For each master of the sample course (default: all of coursework/sample): the
+student notebook coursework/student/NAME.ipynb, which the book publishes; for
+other masters only with --student FOLDER. With --course, also nbgrader's
+source/NAME/NAME.ipynb and release/NAME/NAME.ipynb, the markers' guide
+marking/NAME.md and the Gradescope package gradescope/NAME.zip in that folder.
+--check writes nothing and fails where a student notebook is not what its
+master gives.
 """
 
 import argparse
@@ -60,7 +61,9 @@ def release(path, folder, course):
     from coursework import gradebook, gradescope  # slow to import
 
     master = load(path)
-    made = {folder / f"{master.name}.ipynb": text_of(master.student)}
+    made = {}
+    if folder:
+        made[folder / f"{master.name}.ipynb"] = text_of(master.student)
     if course:
         name = f"{master.name}/{master.name}.ipynb"
         made |= {course / "source" / name: text_of(master.notebook),
@@ -82,18 +85,20 @@ def main(argv=None):
                                      description=__doc__.split("\n")[0])
     parser.add_argument("masters", nargs="*", type=Path)
     parser.add_argument("--course", type=Path)
-    parser.add_argument("--student", type=Path, default=STUDENT,
+    parser.add_argument("--student", type=Path,
                         help="folder of the student notebooks")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(argv)
     try:
         paths = masters(options.masters)
+        sample = all(p.resolve().parent == SAMPLE for p in paths)
+        folder = options.student or (STUDENT if sample else None)
         if options.check:
-            bad = list(stale(paths, options.student))
+            bad = list(stale(paths, folder or STUDENT))
             print("\n".join(bad), end="\n" if bad else "")
             return 1 if bad else 0
         for path in paths:
-            for file in release(path, options.student, options.course):
+            for file in release(path, folder, options.course):
                 print(f"wrote {file}")
     except (source.MasterError, OSError) as error:
         print(f"Stopped: {error}", file=sys.stderr)

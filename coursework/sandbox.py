@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-USERS = 61184                     # the first of the throw-away users
+USERS, COUNT = 61184, 300         # the throw-away users
 KINDS = ("bubblewrap", "container")
 INSTALL = """\
 Students' code is graded in a sandbox only, and there is none here: {why}.
@@ -230,21 +230,42 @@ def sweep():
     return gone
 
 
+def claim():
+    """A throw-away user that no other sandbox of this machine has now:
+    (uid, what holds it). The kernel lets go when the holder ends."""
+    for uid in range(USERS, USERS + COUNT):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0coursework-user-{uid}")
+            return uid, holder
+        except OSError:
+            holder.close()
+    raise SandboxError(f"all {COUNT} throw-away users are taken")
+
+
 class Sandbox:
     """A worker in a sandbox, with a socket to it. Use it in a `with`."""
 
-    def __init__(self, kind, limits, slot=0):
-        self.kind, self.limits, self.slot = kind, limits, slot
-        self.uid = USERS + slot % 300
+    def __init__(self, kind, limits):
+        self.kind, self.limits = kind, limits
         self.scratch = None
 
     def __enter__(self):
+        self.uid, self.holder = claim()
+        try:
+            return self.start()
+        except BaseException:
+            self.holder.close()
+            raise
+
+    def start(self):
+        """Start the worker."""
         ours, theirs = socket.socketpair()
         limits = self.limits
         rlimits = {"AS": limits.address_space, "NPROC": limits.processes,
                    "FSIZE": limits.file_size, "NOFILE": 256, "CORE": 0,
                    "CPU": int(limits.total_seconds) + 1}
-        self.group = Cgroup(f"coursework-{os.getpid()}-{self.slot}", limits)
+        self.group = Cgroup(f"coursework-{os.getpid()}-{self.uid}", limits)
         if not self.group.made:
             # No common bound on memory: fewer and smaller processes.
             rlimits |= {"NPROC": min(limits.processes, 16)}
@@ -292,6 +313,7 @@ class Sandbox:
         if self.kind == "container":
             self.empty()
         self.group.remove()
+        self.holder.close()
 
     def empty(self):
         """Kill all that the throw-away user has started; remove its files."""
@@ -403,7 +425,7 @@ def probe(kind):
 
     code = PROBE.replace("HERE", repr(str(HERE / "grade.py")))
     try:
-        with Sandbox(kind, Limits(), 299) as box:
+        with Sandbox(kind, Limits()) as box:
             wire.send(box.control, {"before": [code], "cells": [],
                                     "seconds": 10})
             deadline = time.monotonic() + 30

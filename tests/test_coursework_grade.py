@@ -70,7 +70,9 @@ def test_most_bugs_lose_marks_in_no_other_question(batch):
     alone = [all(p["score"] == p["max"] for q, p in
                  rows[f"mutant-{bug}"]["questions"].items() if q != question)
              for bug, question, *_ in cases.mutants(name)]
-    assert sum(alone) >= 0.9 * len(alone)
+    # In a3 question 3 is built from the answers to 1 and 2.
+    share = 0.6 if name == "a3-autograd" else 0.9
+    assert sum(alone) >= share * len(alone)
 
 
 def test_rows_say_what_was_graded(batch):
@@ -297,7 +299,7 @@ def test_kill_and_resume(general, tmp_path):
 
 def leftovers():
     """Processes of throw-away users, and cgroups that nobody needs."""
-    users = range(sandbox.USERS, sandbox.USERS + 300)
+    users = range(sandbox.USERS, sandbox.USERS + sandbox.COUNT)
     alive = [pid for pid in os.listdir("/proc")
              if pid.isdigit() and owner(pid) in users]
     groups = [g for g in [*sandbox.CGROUPS.glob("coursework-*"),
@@ -388,9 +390,19 @@ def test_a_grader_that_fails_says_so_and_gives_no_mark(general, tmp_path,
     job.kind = "no such sandbox"
     monkeypatch.setattr(sandbox, "bubblewrap",
                         lambda *a: ["/no/such/program"])
-    row, _ = job.check(submission, 0)
+    row, _ = job.check(submission)
     assert row["status"] == "error" and row["score"] is None
     assert "grader failed" in row["reason"]
+
+
+def test_two_sandboxes_never_share_a_user():
+    first, second = sandbox.claim(), sandbox.claim()
+    assert first[0] != second[0]
+    first[1].close()
+    again = sandbox.claim()
+    assert again[0] == first[0]
+    again[1].close()
+    second[1].close()
 
 
 def test_formulas_stay_text_in_the_table():

@@ -113,12 +113,19 @@ def check_cells(name, nb):
         lines = cell.source.split("\n")
         if len(lines) > LINES:
             yield f"{name} cell {i} has {len(lines)} lines, {LINES} allowed"
-        if max(map(len, lines)) > COLUMNS:
-            yield f"{name} cell {i} is wider than {COLUMNS} columns"
+    yield from check_width(name, nb)
     first = next((c for c in nb.cells if c.cell_type == "code"), None)
     if first is None or first.source != setup(name):
         yield (f"{name}: the first code cell is not the setup cell for "
                f"{repository()} (tools/check.py holds its text)")
+
+
+def check_width(name, nb):
+    """Code fits a screen."""
+    for i, cell in enumerate(nb.cells):
+        if cell.cell_type == "code" and max(
+                map(len, cell.source.split("\n"))) > COLUMNS:
+            yield f"{name} cell {i} is wider than {COLUMNS} columns"
 
 
 def check_figures(name, nb):
@@ -221,8 +228,14 @@ def problems():
         for check in (check_runs, check_cells, check_figures, check_markdown):
             yield from check(name, nb)
     yield from check_pages(pages)
-    for p in book.chapters():
-        pages[p] = "\n\n".join(c.source for c in nbs[p.stem].cells
+    assignments = {p: book.read(p) for p in sorted(
+        (book.ROOT / "coursework/student").glob("*.ipynb"))}
+    for p, nb in assignments.items():
+        for check in (check_width, check_markdown):
+            yield from check(p.stem, nb)
+    for p, nb in [*((p, nbs[p.stem]) for p in book.chapters()),
+                  *assignments.items()]:
+        pages[p] = "\n\n".join(c.source for c in nb.cells
                                if c.cell_type == "markdown")
     yield from check_links(pages)
     registry = yaml.safe_load(
@@ -236,6 +249,7 @@ def main():
     for text in bad:
         print(text)
     tools = [[sys.executable, "-m", "tools.lib", "--check"],
+             [sys.executable, "-m", "coursework.release", "--check"],
              [str(Path(sys.executable).with_name("ruff")), "check", "-q",
               "--no-cache", "."]]
     codes = [subprocess.run(t, cwd=book.ROOT).returncode for t in tools]
