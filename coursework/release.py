@@ -58,13 +58,13 @@ def stale(paths, folder):
 
 def release(path, folder, course):
     """Write what one master gives; return the files."""
-    from coursework import gradebook, gradescope  # slow to import
-
     master = load(path)
     made = {}
     if folder:
         made[folder / f"{master.name}.ipynb"] = text_of(master.student)
     if course:
+        from coursework import gradebook, gradescope  # slow to import
+
         name = f"{master.name}/{master.name}.ipynb"
         made |= {course / "source" / name: text_of(master.notebook),
                  course / "release" / name: text_of(master.student),
