@@ -14,11 +14,13 @@ from pathlib import Path
 from coursework import grade, release
 
 NEXT = """
-Next, in {course}:
-  mark by hand  nbgrader formgrader, or by the guide in marking/{name}.md
+Next, with .venv/bin on your PATH (. .venv/bin/activate):
+  mark by hand  cd {course} && jupyter lab, then Nbgrader, Formgrader; the
+                guide is marking/{name}.md (make release writes it)
   feedback      python -m coursework.gradebook feedback {course} {name}
   export        python -m coursework.gradebook export {course} {name} \
---to canvas|moodle|csv --out marks.csv"""
+                    --to csv --out marks.csv
+                (--to canvas or moodle, with --roster FILE from there)"""
 
 
 def find(masters, name):
@@ -52,9 +54,10 @@ def main(argv):
         return code
     from coursework import gradebook  # slow to import
 
-    gradebook.import_rows(course, master, out / "results", subs)
+    bad = gradebook.main(["import", str(course), str(master),
+                          str(out / "results"), subs])
     print(NEXT.format(course=course, name=name))
-    return code
+    return code or bad
 
 
 if __name__ == "__main__":
