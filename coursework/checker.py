@@ -18,7 +18,7 @@ from coursework.master import question
 from coursework.proxy import ENDED, Gone, Link
 from coursework.sandbox import Sandbox, SandboxError
 
-NOTES = 20
+NOTES, LARGEST = 20, 30 << 20
 
 
 def cells_of(data):
@@ -54,6 +54,9 @@ def cells_of(data):
             raise Refused(f"the source of cell {i} is not text")
         if cell.get("cell_type") == "code":
             found.append((i, source))
+    if sum(len(s) for _, s in found) > LARGEST:
+        raise Refused(f"its code has more than {LARGEST >> 20} million "
+                      "characters")
     return found
 
 
@@ -121,8 +124,9 @@ class Box:
         seconds = self.limits.cell_seconds
         control, at, known = self.sandbox.control, None, dict(self.cells)
         try:
-            wire.send(control, {"before": self.before, "cells": self.cells,
-                                "seconds": int(self.limits.test_seconds)})
+            wire.send(control, {"seconds": int(self.limits.test_seconds)},
+                      json.dumps({"before": self.before,
+                                  "cells": self.cells}).encode())
             while True:
                 message, _ = wire.receive(control, min(
                     self.deadline, time.monotonic() + 2 * seconds))
@@ -150,7 +154,7 @@ class Box:
             return at
 
     @contextlib.contextmanager
-    def link(self, allowed):
+    def link(self, allowed, known):
         """A fresh copy of the loaded process, for one test."""
         if time.monotonic() > self.deadline:
             raise Gone("the time for this submission is used up")
@@ -169,7 +173,7 @@ class Box:
                 raise Gone("the process ended") from None
             theirs.close()
             try:
-                yield Link(ours, deadline, allowed)
+                yield Link(ours, deadline, allowed, known)
             except Gone:
                 self.close()
                 raise
@@ -230,23 +234,23 @@ def execute(master, test, link):
     return eval(tail, space) if tail else None
 
 
-def attempt(master, test, box, allowed):
-    """One run of a test: (passed, note, value, changed labels)."""
-    changed = set()
+def attempt(master, test, box, allowed=None, known=None):
+    """One run of a test: (passed, note, value, link); allowed and known are
+    the link's."""
+    link = None
     try:
-        with box.link(allowed) as link:
-            changed = link.changed
+        with box.link(allowed, known) as link:
             with clock(link.deadline):
                 value = execute(master, test, link)
-        return True, "", value, changed
+        return True, "", value, link
     except Gone as error:
         box.close()
-        return False, str(error), None, changed
+        return False, str(error), None, link
     except SandboxError:
         raise
     except (MemoryError, RecursionError, KeyboardInterrupt, Exception
             ) as error:
-        return False, explain(error), None, changed
+        return False, explain(error), None, link
 
 
 def explain(error):
@@ -291,12 +295,14 @@ def run_test(master, test, box, reference):
     changes left out, so that nobody passes by changing what the test
     compares with.
     """
-    allowed = set(reference["changed"]) if reference else None
-    passed, note, value, changed = attempt(master, test, box, None)
+    allowed = known = None
+    if reference:
+        allowed, known = set(reference["changed"]), set(reference["asked"])
+    passed, note, value, link = attempt(master, test, box, None, known)
     if note == ENDED:
-        passed, note, value, changed = attempt(master, test, box, None)
-    if passed and allowed is not None and changed - allowed:
-        passed, note, value, _ = attempt(master, test, box, allowed)
+        passed, note, value, link = attempt(master, test, box, None, known)
+    if passed and reference and link.changed - allowed:
+        passed, note, value, _ = attempt(master, test, box, allowed, known)
         if not passed:
             note = f"only after it had changed the test's data: {note}"
     score = test.points if passed else 0.0
@@ -307,8 +313,10 @@ def run_test(master, test, box, reference):
         elif reference and reference["partial"]:
             score = 0.0
     return {"score": score, "max": test.points, "hidden": test.hidden,
-            "note": note}, {"changed": sorted(changed), "partial":
-                            number(value) == test.points and passed}
+            "note": note}, {
+        "changed": sorted(link.changed) if link else [],
+        "asked": sorted(link.asked) if link else [],
+        "partial": number(value) == test.points and passed}
 
 
 def check(master, submission, kind, limits, reference=None):

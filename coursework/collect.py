@@ -55,8 +55,9 @@ them, one level deep: zip (stored or deflated), tar, tar.gz, tgz, tar.bz2,
 tar.xz, and one notebook packed by gzip, bzip2 or xz. Refused: an absolute
 path, `..`, a link, a device, a FIFO, a sparse file, an encrypted member,
 an archive in the archive, more than 1,000 members, more than 200 MB when
-unpacked, a part above 10 MB that unpacks to more than 200 times its size,
-a damaged archive, 7z and rar. Sizes are counted while unpacking.
+unpacked, more than 10 MB that are also more than 200 times the archive's
+size, a damaged archive, 7z and rar. Sizes are counted while unpacking; a zip
+gives no more than its table says, and only the notebook of it is unpacked.
 
 **Limits.** A file of more than 100 MB is refused, a name of more than 255
 characters, a path of more than 1,024; links, FIFOs, devices and sockets are

@@ -182,6 +182,7 @@ def run(job, todo, folder, jobs):
     waiting = collections.deque(todo)
     running = {}
     patience = 1.5 * job.limits.total_seconds + 30
+    tqdm.monitor_interval = 0  # no thread: this process forks
     bar = tqdm(total=len(todo), desc="Grading", unit="file",
                disable=not todo, mininterval=0.5)
 

@@ -52,6 +52,7 @@ from nbgrader import api, utils
 from nbgrader.converters import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import GetGrades
+from sqlalchemy import inspect
 from sqlalchemy import text as sql
 from sqlalchemy.exc import OperationalError
 from traitlets.config import PyFileConfigLoader
@@ -72,7 +73,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KATEX = ROOT / ".cache/assets/node_modules/katex/dist/katex.js"
 SCHEME = ("BEGIN MARK SCHEME", "END MARK SCHEME")
 PENDING = "not marked yet"
-LONG_TEXT, LONG_CELL, LONG_NOTE = 20_000, 100_000, 500
+LONG_TEXT, LONG_CELL, LONG_NOTE = 10_000, 100_000, 500
 LARGEST = 64 << 20
 # What can't be in a folder's name, a glob, a link, HTML and JavaScript,
 # since nbgrader puts students' ids into each of them as they are.
@@ -677,7 +678,7 @@ def open_book(directory, make=False):
 
 @contextlib.contextmanager
 def transaction(book):
-    """The book's session; all is kept at the end, or nothing."""
+    """The book's data base; all is kept at the end, or nothing."""
     db = book.db
     try:
         if book.engine.dialect.name == "sqlite":
@@ -1001,7 +1002,8 @@ def keep_row(db, assignment, student, row, now):
 
 def load_rows(db, assignment):
     """All rows of an assignment by student."""
-    db.execute(sql(TABLE))
+    if not inspect(db.get_bind()).has_table("coursework_row"):
+        return {}                        # nbgrader's own grades, not ours
     return {s: json.loads(r) for s, r in db.execute(sql(
         "SELECT student, row FROM coursework_row WHERE assignment = :a"),
         {"a": assignment})}
@@ -1010,13 +1012,17 @@ def load_rows(db, assignment):
 def stage(path, text):
     """Write a file aside; returns (aside, path)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        # Of an import that was killed; one that is running is younger.
-        if time.time() - left.stat().st_mtime > 3600:
-            left.unlink(missing_ok=True)
+    for left in leftovers(path.parent, f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
     return aside, path
+
+
+def leftovers(folder, pattern):
+    """What a killed run left behind; a running one's is younger."""
+    return [p for p in folder.glob(pattern)
+            if time.time() - p.stat().st_mtime > 3600]
 
 
 def stage_master(directory, given, staged):
@@ -1039,6 +1045,8 @@ class Page(NamedTuple):
 
 POLICY = ("default-src 'none'; img-src data:; font-src data:; "
           "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'")
+STYLE = ("td, th { padding: 2px 8px; } pre { white-space: pre-wrap; } "
+         "a:not([href]) { color: inherit; }")
 TAGS = frozenset(
     "a abbr b blockquote br caption code dd del details div dl dt em "
     "figcaption figure h1 h2 h3 h4 h5 h6 hr i img input kbd li mark ol p "
@@ -1196,6 +1204,7 @@ class FeedbackPage(HTMLExporter):
                                                      **options)
         head = ("<head><meta http-equiv=\"Content-Security-Policy\" "
                 f"content=\"{POLICY}\">")
+        page = page.replace("</head>", f"<style>{STYLE}</style></head>", 1)
         if "<head>" not in page or "<script" in page:
             raise ValueError("nbgrader's feedback page is not as expected")
         return page.replace("<html>", '<html lang="en">', 1).replace(
@@ -1239,6 +1248,8 @@ def feedback(course, assignment):
     file = place_of(directory, "source", ".", assignment)
     given = handout(file / f"{assignment}.ipynb")
     secret = secret_lines(given)
+    for left in leftovers(Path(directory.root), ".feedback-*"):
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
             dir=directory.root, prefix=".feedback-") as aside:
         work = Work(course, assignment, Path(aside))
@@ -1263,7 +1274,6 @@ def known_submissions(db, assignment):
     comments = {s.student_id: "\n".join(
         c.comment or "" for n in s.notebooks for c in n.comments)
         for s in found.submissions}
-    db.rollback()
     return students, rows, comments
 
 
@@ -1294,6 +1304,11 @@ class Work:
         converter.preprocessors = [Marks, CSSHTMLHeaderPreprocessor]
         with contextlib.suppress(Exception):  # what is missing is noticed
             converter.start()
+
+    def again(self, student):
+        """Try one student's page by itself."""
+        self.convert(glob.escape(student))
+        return self.page(student)
 
     def page(self, student):
         """A student's page as text, or None."""
@@ -1334,13 +1349,12 @@ def stage_plain(given, row, target):
 def publish(directory, given, student, problem, row, comments, secret,
             work):
     """Check a page and put it in its place; returns a Page."""
-    page = work.page(student)
+    page = work.page(student) or work.again(student)
     target = work.folder("autograded", student)
     if page is None:
-        problem = problem or "nbgrader could not make the page"
+        problem = problem or "nbgrader can't show the graded notebook"
         stage_plain(given, row, target)
-        work.convert(glob.escape(student))
-        page = work.page(student)
+        page = work.again(student)
     path = place_of(directory, "feedback", student,
                     given.name) / f"{given.name}.html"
     if page is not None:
@@ -1448,7 +1462,7 @@ class Total:
         if self.status != "graded":
             why = self.row.get("reason") or "no reason is known"
             return None, f"{self.status}: {clean(why, LONG_NOTE)}"
-        why = f"{self.missing} marks to be given or confirmed by hand"
+        why = f"marks to be given or confirmed by hand: {self.missing}"
         return (self.total, "") if partial else (None, why)
 
 
@@ -1467,13 +1481,11 @@ class Export:
     def text(self):
         """The report in words."""
         lines = [f"{len(self.grades)} grades are in {self.path}"]
-        if self.missing:
-            lines += [f"Marks missing or to be confirmed: {self.missing}"]
         lines += [f"No grade for {s}: {why}" for s, why in
                   sorted(self.empty.items())]
         lines += [f"In the grade book, not in the roster: {s}"
                   for s in self.unknown]
-        lines += [f"In the roster, nothing handed in: {s}"
+        lines += [f"In the roster, not in the grade book: {s}"
                   for s in self.absent]
         return "\n".join(lines + [f"Warning: {w}" for w in self.warnings])
 
@@ -1532,7 +1544,8 @@ def export(course, assignment, to, out, roster=None, partial=False,
                  "View all submissions > Download grading worksheet")
         raise ValueError(f"to={to!r} needs a roster: the file from {where}")
     marks, most = totals(course, assignment)
-    report = Export(Path(out), missing=sum(m.missing for m in marks))
+    report = Export(Path(out), missing=sum(
+        m.missing for m in marks if m.status == "graded"))
     for mark in marks:
         value, why = mark.grade(partial)
         if value is None:
@@ -1541,10 +1554,10 @@ def export(course, assignment, to, out, roster=None, partial=False,
             report.grades[mark.student] = value
     if report.missing:
         report.warnings.append(
-            f"{report.missing} marks are missing or to be confirmed by hand"
-            + ("; sums so far are written" if partial else
-               "; these students' cells are empty (--partial writes the "
-               "sums so far)"))
+            f"marks missing or to be confirmed by hand: {report.missing}; "
+            + ("sums so far are written" if partial else
+               "these students' cells are empty (--partial writes the sums "
+               "so far)"))
     table = Table.read(roster) if to != "csv" else None
     writers[to](marks, most, report, table, assignment, column)
     return report
@@ -1688,7 +1701,7 @@ def clash(student, name):
     one can tell from names in Latin letters."""
     mine, = name_key(student) or {""}
     theirs = letters(name)
-    return (mine.isascii() and theirs.isascii()
+    return (theirs != "" and mine.isascii() and theirs.isascii()
             and sorted(mine) != sorted(theirs))
 
 

@@ -55,7 +55,7 @@ def main(argv):
     from coursework import gradebook  # slow to import
 
     bad = gradebook.main(["import", str(course), str(master),
-                          str(out / "results"), subs])
+                          str(out), subs])
     print(NEXT.format(course=course, name=name))
     return code or bad
 

@@ -160,12 +160,16 @@ class Link:
     """One test's line into the sandbox.
 
     allowed: labels of the arguments that may be changed, or None for all.
-    changed: labels of the arguments that the student's code has changed.
+    known: what the reference answer's objects were asked for in this test,
+    or None. Nothing else is asked of a student's object, so that one that
+    stands where an array should cannot say that it has the right shape.
+    changed, asked: what the student's code has changed, what was asked for.
     """
 
-    def __init__(self, sock, deadline, allowed=None):
-        self.sock, self.deadline, self.allowed = sock, deadline, allowed
-        self.changed, self.callbacks = set(), []
+    def __init__(self, sock, deadline, allowed=None, known=None):
+        self.sock, self.deadline = sock, deadline
+        self.allowed, self.known = allowed, known
+        self.changed, self.asked, self.callbacks = set(), set(), []
         self.count, self.sent = itertools.count(), None
 
     def refer(self, x, last):
@@ -211,6 +215,12 @@ class Link:
 
     def ask(self, message, args=(), kwargs=None, label=""):
         """Send a question; return the answer's value."""
+        if message["op"] in ("getattr", "setattr", "operator", "contains"):
+            what = f"{message['op']} {message.get('name', '')}".strip()
+            if self.known is not None and what not in self.known:
+                raise AnswerError("an object of the answer's own stands "
+                                  "where plain data is expected")
+            self.asked.add(what)
         return self.exchange(message, args, kwargs or {}, label)[0]
 
     def exchange(self, message, args, kwargs, label):
@@ -232,7 +242,7 @@ class Link:
             error, value, changes = answer.get("error"), None, []
             if error:
                 error = failure(error)
-            elif "stop" in answer:
+            elif "stop" in answer and message["op"] == "next":
                 error = StopIteration()
             else:
                 self.label = label

@@ -426,8 +426,8 @@ def probe(kind):
     code = PROBE.replace("HERE", repr(str(HERE / "grade.py")))
     try:
         with Sandbox(kind, Limits()) as box:
-            wire.send(box.control, {"before": [code], "cells": [],
-                                    "seconds": 10})
+            wire.send(box.control, {"seconds": 10}, json.dumps(
+                {"before": [code], "cells": []}).encode())
             deadline = time.monotonic() + 30
             wire.receive(box.control, deadline)
             ours, theirs = socket.socketpair()

@@ -207,10 +207,11 @@ class Server:
             self.reply({}, value, changed)
         except wire.ClosedError:
             raise
-        except StopIteration:
-            wire.send(self.sock, {"stop": True})
         except BaseException as error:
-            wire.send(self.sock, {"error": describe(error)})
+            if isinstance(error, StopIteration) and message["op"] == "next":
+                wire.send(self.sock, {"stop": True})
+            else:
+                wire.send(self.sock, {"error": describe(error)})
 
     def answer(self, message, body):
         """What an operation gives, and the arguments that it changed."""
@@ -289,8 +290,8 @@ def main():
     namespace = module.__dict__
     namespace["get_ipython"] = Anything()
     namespace["display"] = Anything()
-    message, _ = wire.receive(control)
-    load(control, message, namespace)
+    message, body = wire.receive(control)
+    load(control, json.loads(body), namespace)
     last = None
     while True:
         data, fds, _, _ = socket.recv_fds(control, 1, 1)

@@ -11,6 +11,7 @@ import io
 import lzma
 import os
 import pickle
+import random
 import shutil
 import socket
 import stat
@@ -246,9 +247,10 @@ def test_long_names_and_paths_refuse_only_their_student(tmp_path, kind):
         "bob/" + "b" * 256 + ".ipynb": b"x",
         "carl/" + "d/" * 600 + "a1.ipynb": b"x",
         "e" * 5000 + ".ipynb": b"x",
-        f"submission_{digits}/a1.ipynb": b"x"})))
+        f"submission_{digits}/a1.ipynb": b"x",
+        f"eve_1_{digits}_a1.ipynb": b"x"})))
     assert rows.pop("ada").read() == notebook("ada")
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert "more than 255 characters" in rows["bob"].reason
     assert "path of more than 1,024" in rows["carl"].reason
     for row in rows.values():
@@ -355,7 +357,8 @@ BRIGHTSPACE = {
     "1234-77 - Ada Lovelace - 5 March, 2026 1234 PM - a1.ipynb": notebook("-"),
     "1234-77 - Ada Lovelace - 5 March, 2026 104 PM - b1.ipynb": notebook("1"),
     "1234-77 - Ada Lovelace - 4 March, 2026 1159 PM - a1.ipynb": notebook("-"),
-    "1235-77 - Ada Lovelace - Mar 5, 2026 1022 AM - a1.ipynb": notebook("2"),
+    "1235-77 - Ada Lovelace - Mar 5, 2026 1022 AM - a1.ipynb": notebook("-"),
+    "1235-77 - Ada Lovelace - Mar 5, 2026 1204 PM - a1.ipynb": notebook("2"),
     "1236-77 - Zoë Mc-Öd - 28 Feb, 2026 9:05 - x - y.ipynb": notebook("3"),
     "index.html": b"<p>"}
 
@@ -476,7 +479,8 @@ def test_a_files_own_name_poses_as_nobody(tmp_path):
         "7-1 - Ada - 5 March, 2026 104 PM - a1.ipynb": b"ada",
         "8-1 - Eve - 5 March, 2026 104 PM - 7-1 - Ada - 6 March, 2026 "
         "104 PM - a1.ipynb": b"eve"})))
-    assert len(rows) == 8
+    assert list(rows) == ["Ada_5", "Ada_7", "Eve_6", "Eve_8", "ada", "ada_1",
+                          "eve", "eve_2"]
     for student, row in rows.items():
         assert row.read() == student[:3].lower().encode()
         assert row.notes == []
@@ -677,10 +681,11 @@ def long_header(body):
 
 
 def backwards():
-    """A tar whose member has a size below zero: it leads to itself."""
+    """A tar whose second member, by a size below zero, leads to itself."""
     info = tarfile.TarInfo("x")
-    info.size = -1024
-    return info.tobuf(tarfile.GNU_FORMAT) + tarred({"a1.ipynb": b"n"})
+    info.size = -512
+    return (tarfile.TarInfo("y").tobuf() + info.tobuf(tarfile.GNU_FORMAT)
+            + tarred({"a1.ipynb": b"n"}))
 
 
 def sparse():
@@ -767,8 +772,8 @@ HOSTILE = {
                   + tarred({"a1.ipynb": b"n"}), "is damaged"),
     "pax.tgz": (lambda: long_header(bytes(30 * MB)), "a header is too long"),
     "digits.tgz": (lambda: long_header(b"1" * 250_368), "a number in a"),
-    "backwards.tar": (backwards, "is damaged"),
-    "backwards.tgz": (lambda: gzip.compress(backwards()), "is damaged"),
+    "backwards.tar": (backwards, "members overlap"),
+    "backwards.tgz": (lambda: gzip.compress(backwards()), "members overlap"),
     "greedy.tar.xz": (greedy_xz, "is damaged"),
     "joined.tgz": (lambda: gzip.compress(b"") * 10_001, "joins more than"),
     "cut.tar": (lambda: tarred({"a1.ipynb": bytes(9999)})[:5000],
@@ -857,8 +862,8 @@ def test_a_bad_member_of_a_class_refuses_only_its_student(tmp_path, kind):
 def test_a_path_that_leaves_does_not_change_who_is_who(tmp_path, kind):
     rows = by_student(collect(whole(tmp_path, kind, {
         "class/ada.ipynb": b"ada", "class/bob.ipynb": b"bob",
-        "../x.csv": b""})))
-    assert list(rows) == ["../x.csv", "ada", "bob"]
+        "../x.ipynb": b""})))
+    assert list(rows) == ["../x.ipynb", "ada", "bob"]
 
 
 def test_encrypted_members_of_a_class(tmp_path):
@@ -1088,30 +1093,30 @@ def test_arguments_that_make_no_sense(tmp_path, arguments):
 # Reading elsewhere and later
 
 
+@ONLY_POSIX
 @pytest.mark.parametrize("kind", KINDS)
 def test_submissions_can_be_read_in_other_processes(tmp_path, kind):
     names = [f"s{i:02}" for i in range(20)]
-    files = {f"{name}.ipynb": notebook(name) * 999 for name in names[:10]}
-    files |= {f"{name}.zip": zipped({"a1.ipynb": notebook(name) * 999})
+    data = {name: random.Random(name).randbytes(50_000) for name in names}
+    files = {f"{name}.ipynb": data[name] for name in names[:10]}
+    files |= {f"{name}.zip": zipped({"a1.ipynb": data[name]})
               for name in names[10:]}
     rows = collect(whole(tmp_path, kind, files))
     # Forked processes share a file's position: nobody may use another's.
-    wrong = 0
     children = []
     for _ in range(4):
         child = os.fork()
         if not child:
+            good = False
             try:
-                good = all(row.read() == notebook(row.student) * 999
-                           for row in rows for _ in range(5))
+                good = all(row.read() == data[row.student]
+                           for _ in range(10) for row in rows)
             finally:
                 os._exit(0 if good else 1)
         children.append(child)
-    for child in children:
-        wrong += os.waitpid(child, 0)[1] != 0
-    assert wrong == 0
+    assert not any([os.waitpid(child, 0)[1] for child in children])
     for row in pickle.loads(pickle.dumps(rows)):
-        assert row.read() == notebook(row.student) * 999
+        assert row.read() == data[row.student]
 
 
 def test_a_class_in_a_compressed_tar_is_read_through_once(
@@ -1155,7 +1160,7 @@ def table(count):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name, make, limit", [
-    ("bomb.tgz", lambda: huge(300 * MB), 4 * MB),
+    ("bomb.tgz", lambda: huge(150 * MB), 4 * MB),
     ("bomb.tar.xz", lambda: huge(100 * MB, "xz"), 30 * MB),
     ("pax.tgz", lambda: long_header(bytes(200 * MB)), 4 * MB),
     ("table.zip", lambda: table(500_000), 4 * MB),

@@ -246,6 +246,31 @@ def test_nobody_passes_by_changing_what_is_compared(tmp_path):
     assert "changed the test's data" in rows["cheat"]["tests"]["q1"]["note"]
 
 
+def test_an_object_does_not_pass_for_data(tmp_path):
+    """Objects that have the right shape, end a loop, or say yes."""
+    nb = nbformat.v4.new_notebook(cells=[cell(*c) for c in [
+        (None, "import numpy as np", "i"),
+        ("answer", answer("def double(x):\n    return 2 * x"), "a"),
+        ("test", "y = double(np.ones(3))\nassert y.shape == (3,)", "q1", 1),
+        ("test", "assert all(map(lambda v: double(v) == 2 * v, [1, 2, 3]))",
+         "q2", 1),
+        ("test", "assert 2 in double([2])", "q3", 1)]])
+    nbformat.write(nb, tmp_path / "m.ipynb")
+    duck, stop, yes = (cases.answered(nb) for _ in range(3))
+    duck.cells[1].source = ("class Duck:\n    shape = (3,)\n"
+                            "def double(x):\n    return Duck()")
+    stop.cells[1].source = "def double(x):\n    raise StopIteration"
+    yes.cells[1].source = (
+        "class Yes:\n    def __eq__(self, other):\n        return True\n"
+        "    def __contains__(self, x):\n        return True\n"
+        "    def __bool__(self):\n        return True\n"
+        "def double(x):\n    return Yes()")
+    rows = cases.graded(tmp_path / "m.ipynb", tmp_path, {
+        "honest": cases.answered(nb), "duck": duck, "stop": stop, "yes": yes})
+    assert {k: r["score"] for k, r in rows.items()} == {
+        "honest": 3, "duck": 0, "stop": 0, "yes": 0}
+
+
 @pytest.mark.parametrize("broken", ["wrong", "raises", "loops"])
 def test_a_broken_master_publishes_nothing(general, tmp_path, broken):
     path, nb = general

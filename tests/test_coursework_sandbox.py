@@ -108,8 +108,8 @@ def look(tmp_path_factory):
             + CODE)
     os.environ["SECRET"] = "1"
     with sandbox.Sandbox("bubblewrap", sandbox.Limits(memory=1 << 30)) as box:
-        wire.send(box.control, {"before": [], "cells": [[0, code]],
-                                "seconds": 60})
+        wire.send(box.control, {"seconds": 60}, json.dumps(
+            {"before": [], "cells": [[0, code]]}).encode())
         for _ in range(3):
             message, _ = wire.receive(box.control)
             assert not message.get("error"), message
