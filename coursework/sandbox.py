@@ -142,13 +142,15 @@ def bubblewrap(fd, rlimits, limits, seccomp):
     root = os.geteuid() == 0
     command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net",
                "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent",
-               "--new-session", "--hostname", "sandbox", *mounts(),
+               "--new-session", "--hostname", "sandbox",
                "--proc", "/proc", "--dev", "/dev",
                "--size", str(limits.scratch), "--perms", "1777",
                "--tmpfs", "/dev/shm",
                "--size", str(limits.scratch), "--perms", "1777",
-               "--tmpfs", "/tmp", "--remount-ro", "/dev",
-               "--remount-ro", "/", "--chdir", "/tmp"]
+               "--tmpfs", "/tmp",
+               *mounts(),  # after /tmp, where Python may lie
+               "--remount-ro", "/dev", "--remount-ro", "/",
+               "--chdir", "/tmp"]
     drop = []
     if root:
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID",
