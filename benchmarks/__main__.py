@@ -10,7 +10,7 @@ import os
 # Each part is a module benchmarks.<part> with main(rounds), which prints its
 # tables and writes records/bench-<part>.json. Add new parts here.
 PARTS = ("speed", "accuracy", "book", "torch_layers", "kernels", "sm90",
-         "folding", "sync", "sweep")
+         "folding", "sync", "sweep", "coursework")
 
 
 def pin_one_thread():

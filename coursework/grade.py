@@ -22,6 +22,7 @@ import resource
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import nbformat
 from tqdm import tqdm
 
 from coursework import checker, collect, sandbox
+from coursework.clean import inert
 from coursework.master import load
 from normlab.lab.files import replacing, write_json
 
@@ -36,6 +38,8 @@ HERE = Path(__file__).resolve().parent
 FAILED, USAGE, BROKEN = 1, 2, 3
 COLUMNS = ["student", "status", "score", "max"]
 BAR = 40
+DECIDES = ("checker", "collect", "gradients", "master", "proxy", "sandbox",
+           "source", "wire", "worker")
 
 
 class GraderError(RuntimeError):
@@ -59,8 +63,8 @@ class Notebook:
 
 
 def code_digest():
-    """A fingerprint of the grader itself."""
-    parts = [p.read_bytes() for p in sorted(HERE.glob("*.py"))]
+    """A fingerprint of what decides a score."""
+    parts = [(HERE / f"{name}.py").read_bytes() for name in DECIDES]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
@@ -214,8 +218,10 @@ def run(job, todo, folder, jobs):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         bar.close()
-        for path in folder.glob("*.tmp"):
-            path.unlink()
+        for submission in todo:  # other shards write here too
+            for path in folder.glob(
+                    f"{row_path(folder, submission).name}.*.tmp"):
+                path.unlink()
         sandbox.sweep()
 
 
@@ -229,18 +235,14 @@ def rows_of(job, submissions, folder):
     rows = []
     for submission in submissions:
         try:
-            rows.append(json.loads(row_path(folder, submission).read_text()))
+            row = json.loads(row_path(folder, submission).read_text())
         except (FileNotFoundError, ValueError):
-            rows.append(job.failure(submission, "not graded yet"))
+            row = job.failure(submission, "not graded yet")
+        if row["master"] != job.master.digest:
+            row = job.failure(submission, "graded with another version of "
+                                          "the master")
+        rows.append(row)
     return rows
-
-
-def cell(value):
-    """A value for a spreadsheet, which must not take it for a formula."""
-    text = "" if value is None else f"{value:g}" if isinstance(
-        value, float) else str(value)
-    risky = text[:1] in "=+-@\t\r" and not isinstance(value, (int, float))
-    return "'" + text if text and risky else text
 
 
 def write(out, rows):
@@ -257,7 +259,7 @@ def write(out, rows):
         for row in rows:
             parts = [row["questions"].get(q, {}).get("score")
                      for q in questions]
-            table.writerow([cell(v) for v in [
+            table.writerow([inert(v) for v in [
                 *(row[c] for c in COLUMNS), *parts,
                 "late" if row["late"] else "", row["file"], row["sha256"],
                 row["reason"], "; ".join(row["notes"])]])
@@ -387,12 +389,12 @@ def grade(options):
             raise GraderError(why)
         sandbox.sweep()
         preload(job.master)
-        options.out.mkdir(parents=True, exist_ok=True)
-        weak = job.learn(options.out)
+        with tempfile.TemporaryDirectory() as aside:
+            weak = job.learn(aside)
         if weak:
             print("Warning: an unanswered notebook passes "
                   + ", ".join(weak), file=sys.stderr)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         todo = [s for s in mine if not kept(row_path(folder, s), job, s)]
         if len(todo) < len(mine):
             print(f"{len(mine) - len(todo)} results kept")

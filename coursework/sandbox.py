@@ -50,6 +50,7 @@ DENIED = {
         117, 40, 39, 41, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271,
         273, 294, 280, 282, 265, 425, 426, 427, 428, 429, 430, 442, 432]),
 }
+SOCKET = {"x86_64": 41, "aarch64": 198}
 NAMESPACES = 0x7E020080           # every CLONE_NEW... flag
 
 
@@ -71,11 +72,12 @@ class SandboxError(RuntimeError):
     """There is no sandbox, or it did not start."""
 
 
-def rules(machine=None):
+def rules(machine=None, network=True):
     """The seccomp filter for this machine as bytes, or None if unknown.
 
     Refuses mount, ptrace, new namespaces, bpf, keys, io_uring and the like
-    with "operation not permitted", and any other processor's calls.
+    with "operation not permitted", and any other processor's calls; without
+    `network`, sockets of the internet too.
     """
     machine = machine or platform.machine()
     if machine not in DENIED:
@@ -91,6 +93,11 @@ def rules(machine=None):
     code += [(jump, 0, 1, 435), (end, 0, 0, missing)]
     for number in denied:
         code += [(jump, 0, 1, number), (end, 0, 0, deny)]
+    if not network:
+        code += [(jump, 0, 4, SOCKET[machine]), (load, 0, 0, 16),
+                 (jump, 1, 0, socket.AF_INET),
+                 (jump, 0, 1, socket.AF_INET6), (end, 0, 0, deny),
+                 (load, 0, 0, 0)]
     code += [(jump, 0, 3, clone), (load, 0, 0, 16),
              (test, 0, 1, NAMESPACES), (end, 0, 0, deny),
              (end, 0, 0, allow)]
@@ -303,9 +310,12 @@ class Sandbox:
         return self
 
     def prepare(self):
-        """In the child, before it becomes bwrap: bounds, and a common end."""
+        """In the child, before it becomes the worker: bounds, a common end,
+        and in a container the filter that bwrap applies elsewhere."""
         self.group.enter()
         die_with_parent()
+        if self.kind == "container":
+            apply(rules(network=False))
 
     def __exit__(self, *_):
         self.control.close()
@@ -346,6 +356,20 @@ def die_with_parent():
     """Ask the kernel to kill this process when its parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def apply(code):
+    """Put this process, for good, under a seccomp filter."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0):  # no new privileges
+        raise OSError(ctypes.get_errno(), "prctl refused")
+    if code is None:
+        return
+    lines = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HxxxxxxP", len(code) // 8,
+                          ctypes.addressof(lines))
+    if libc.prctl(22, 2, program, 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refused the filter")
 
 
 def processes_of(uid):

@@ -1,10 +1,13 @@
 """The wall: what a student's code can reach, and what may cross."""
 
+import itertools
 import json
 import os
 import platform
 import socket
 import struct
+import subprocess
+import sys
 
 import coursework_cases as cases
 import nbformat
@@ -143,13 +146,27 @@ def test_a_student_cannot(look, name):
 
 
 def test_the_seccomp_filter_for_both_processors():
-    for machine in sandbox.DENIED:
-        code = sandbox.rules(machine)
+    for machine, network in itertools.product(sandbox.DENIED, (True, False)):
+        code = sandbox.rules(machine, network)
         lines = list(struct.iter_unpack("<HBBI", code))
         assert len(lines) > 60 and lines[-1] == (6, 0, 0, 0x7FFF0000)
         for i, (_, yes, no, _) in enumerate(lines):
             assert i + 1 + max(yes, no) < len(lines) or lines[i][0] == 6
     assert sandbox.rules("sparc") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a filter of Linux")
+def test_the_filter_of_containers_cuts_the_network():
+    code = ("import socket, sys\nfrom coursework import sandbox\n"
+            "sandbox.apply(sandbox.rules(network=False))\n"
+            "socket.socketpair()\n"
+            "for kind in (socket.AF_INET, socket.AF_INET6):\n"
+            "    try:\n        socket.socket(kind)\n"
+            "        sys.exit('a socket was made')\n"
+            "    except PermissionError:\n        pass\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=cases.ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 PLAIN = st.recursive(
