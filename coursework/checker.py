@@ -19,10 +19,22 @@ from coursework.proxy import ENDED, Gone, Link
 from coursework.sandbox import Sandbox, SandboxError
 
 NOTES, LARGEST = 20, 30 << 20
+SLOWER = 100      # how much slower than the reference an answer may be
 
 
 def cells_of(data):
     """The code cells of a submitted notebook: [(number, source), ...]."""
+    found = [(i, source) for i, cell, source in every_cell(data)
+             if cell.get("cell_type") == "code"]
+    if sum(len(s) for _, s in found) > LARGEST:
+        raise Refused(f"its code has more than {LARGEST >> 20} million "
+                      "characters")
+    return found
+
+
+def every_cell(data):
+    """The cells of a submitted notebook: [(number, cell, source), ...];
+    of a cell's other parts nothing is known. Raises Refused."""
     if not data.strip():
         raise Refused("the file is empty")
     try:
@@ -52,11 +64,7 @@ def cells_of(data):
             source = "".join(source)
         if not isinstance(source, str):
             raise Refused(f"the source of cell {i} is not text")
-        if cell.get("cell_type") == "code":
-            found.append((i, source))
-    if sum(len(s) for _, s in found) > LARGEST:
-        raise Refused(f"its code has more than {LARGEST >> 20} million "
-                      "characters")
+        found.append((i, cell, source))
     return found
 
 
@@ -104,6 +112,7 @@ class Box:
 
     def note(self, text):
         """Keep a note, unless there are many."""
+        text = shown(text)
         if text not in self.notes and len(self.notes) < NOTES:
             self.notes.append(text)
 
@@ -124,9 +133,8 @@ class Box:
         seconds = self.limits.cell_seconds
         control, at, known = self.sandbox.control, None, dict(self.cells)
         try:
-            wire.send(control, {"seconds": int(self.limits.test_seconds)},
-                      json.dumps({"before": self.before,
-                                  "cells": self.cells}).encode())
+            wire.send(control, {}, json.dumps(
+                {"before": self.before, "cells": self.cells}).encode())
             while True:
                 message, _ = wire.receive(control, min(
                     self.deadline, time.monotonic() + 2 * seconds))
@@ -154,26 +162,28 @@ class Box:
             return at
 
     @contextlib.contextmanager
-    def link(self, allowed, known):
-        """A fresh copy of the loaded process, for one test."""
+    def link(self, seconds, **options):
+        """A fresh copy of the loaded process, for one test that may take
+        so many seconds of CPU time, and longer by the clock."""
         if time.monotonic() > self.deadline:
             raise Gone("the time for this submission is used up")
         if self.sandbox is None:
             self.open()
         ours, theirs = socket.socketpair()
         deadline = min(self.deadline, time.monotonic()
-                       + 2 * self.limits.test_seconds)
+                       + max(2 * seconds, self.limits.test_seconds))
         with ours, theirs:
             try:
                 self.sandbox.control.settimeout(5)
-                socket.send_fds(self.sandbox.control, [b"t"],
+                socket.send_fds(self.sandbox.control,
+                                [b"%04d" % math.ceil(seconds)],
                                 [theirs.fileno()])
             except OSError:
                 self.close()
                 raise Gone("the process ended") from None
             theirs.close()
             try:
-                yield Link(ours, deadline, allowed, known)
+                yield Link(ours, deadline, **options)
             except Gone:
                 self.close()
                 raise
@@ -234,12 +244,12 @@ def execute(master, test, link):
     return eval(tail, space) if tail else None
 
 
-def attempt(master, test, box, allowed=None, known=None):
-    """One run of a test: (passed, note, value, link); allowed and known are
-    the link's."""
+def attempt(master, test, box, seconds, **options):
+    """One run of a test: (passed, note, value, link); the options are the
+    link's."""
     link = None
     try:
-        with box.link(allowed, known) as link:
+        with box.link(seconds, **options) as link:
             with clock(link.deadline):
                 value = execute(master, test, link)
         return True, "", value, link
@@ -258,8 +268,16 @@ def explain(error):
     text = str(error).split("\n")[0][:200]
     kind = type(error).__name__
     if isinstance(error, AssertionError):
-        return text or "the assertion did not hold"
-    return text if kind == "AnswerError" else f"{kind}: {text}"
+        return shown(text) or "the assertion did not hold"
+    return shown(text if kind == "AnswerError" else f"{kind}: {text}")
+
+
+def shown(text):
+    """A text that any file and any terminal takes: what can't be written
+    or would steer a terminal stands escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode(
+        "unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
@@ -296,13 +314,20 @@ def run_test(master, test, box, reference):
     compares with.
     """
     allowed = known = None
+    start, seconds = time.monotonic(), box.limits.test_seconds
     if reference:
         allowed, known = set(reference["changed"]), set(reference["asked"])
-    passed, note, value, link = attempt(master, test, box, None, known)
-    if note == ENDED:
-        passed, note, value, link = attempt(master, test, box, None, known)
+        # Looping answers must leave time for the other questions.
+        seconds = min(seconds, max(seconds / 5, SLOWER * reference["took"]))
+    passed, note, value, link = attempt(master, test, box, seconds,
+                                        known=known)
+    took = time.monotonic() - start
+    if note == ENDED and took < seconds:
+        passed, note, value, link = attempt(master, test, box, seconds,
+                                            known=known)
     if passed and reference and link.changed - allowed:
-        passed, note, value, _ = attempt(master, test, box, allowed, known)
+        passed, note, value, _ = attempt(master, test, box, seconds,
+                                         known=known, allowed=allowed)
         if not passed:
             note = f"only after it had changed the test's data: {note}"
     score = test.points if passed else 0.0
@@ -315,7 +340,7 @@ def run_test(master, test, box, reference):
     return {"score": score, "max": test.points, "hidden": test.hidden,
             "note": note}, {
         "changed": sorted(link.changed) if link else [],
-        "asked": sorted(link.asked) if link else [],
+        "asked": sorted(link.asked) if link else [], "took": took,
         "partial": number(value) == test.points and passed}
 
 
@@ -340,14 +365,18 @@ def check(master, submission, kind, limits, reference=None):
         row["sha256"] = hashlib.sha256(data).hexdigest()
         cells = cells_of(data)
     except Refused as error:
-        row["reason"] = str(error)[:500]
+        row["reason"] = shown(str(error))[:500]
         return row, learned
     box = Box(master, cells, kind, limits)
     try:
-        for test in master.tests:
+        # Public tests first: what an answer learns in a hidden one must
+        # not come back to the student in a public one's note.
+        found = {}
+        for test in sorted(master.tests, key=lambda t: t.hidden):
             known = reference[test.id] if reference else None
-            row["tests"][test.id], learned[test.id] = run_test(
+            found[test.id], learned[test.id] = run_test(
                 master, test, box, known)
+        row["tests"] = {t.id: found[t.id] for t in master.tests}
     finally:
         box.close()
     row["notes"] += box.notes

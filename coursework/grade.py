@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 FAILED, USAGE, BROKEN = 1, 2, 3
 COLUMNS = ["student", "status", "score", "max"]
 BAR = 40
+ROOM = 1 << 30    # bytes that the tests of one submission may need
 DECIDES = ("checker", "collect", "gradients", "master", "proxy", "sandbox",
            "source", "wire", "worker")
 
@@ -85,7 +86,7 @@ class Job:
             sandbox.die_with_parent()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             checker.quiet()
-            room = 16 << 30
+            room = mapped() + ROOM
             resource.setrlimit(resource.RLIMIT_AS, (room, room))
             row, learned = self.check(submission)
             if self.reference is None:
@@ -143,6 +144,12 @@ class Job:
         self.reference = row["learned"]
         blank = self.one(Notebook("unanswered", self.master.student), folder)
         return [name for name, t in blank["tests"].items() if t["score"]]
+
+
+def mapped():
+    """The bytes of memory that this process has mapped."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
 
 
 def preload(master):
@@ -248,11 +255,11 @@ def rows_of(job, submissions, folder):
 def write(out, rows):
     """results.jsonl and results.csv, each whole or as it was."""
     with replacing(out / "results.jsonl") as aside:
-        aside.write_text("".join(
-            json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     questions = sorted({q for row in rows for q in row["questions"]})
     with replacing(out / "results.csv") as aside, \
-            aside.open("w", newline="", encoding="utf-8-sig") as file:
+            aside.open("w", newline="", encoding="utf-8-sig",
+                       errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, *questions, "late", "file", "sha256",
                         "reason", "notes"])
@@ -405,7 +412,7 @@ def grade(options):
     write(options.out, rows)
     text = summary(rows, time.monotonic() - start)
     with replacing(options.out / "summary.txt") as aside:
-        aside.write_text(text + "\n")
+        aside.write_text(text + "\n", "utf-8", "backslashreplace")
     print(f"{text}\nResults are in {options.out}")
     return FAILED if any(r["status"] == "error" for r in rows) else 0
 

@@ -216,14 +216,25 @@ class Cgroup:
                 (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def remove(self):
-        """Take the folders away, as soon as the last process is gone."""
+        """Take the folders away."""
         for folder in self.made:
-            for _ in range(200):
-                try:
-                    folder.rmdir()
-                    break
-                except OSError:
-                    time.sleep(0.01)
+            take_away(folder)
+
+
+def take_away(folder):
+    """Kill what is left in a cgroup and remove it; False if it stays."""
+    for _ in range(500):
+        try:
+            folder.rmdir()
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError:
+            with contextlib.suppress(OSError):
+                for pid in (folder / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.01)
+    return False
 
 
 def sweep():
@@ -233,9 +244,7 @@ def sweep():
                    *CGROUPS.glob("*/coursework-*")]:
         pid = folder.name.split("-")[1]
         if not Path("/proc", pid).exists():
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                gone += 1
+            gone += take_away(folder)
     return gone
 
 
@@ -452,13 +461,13 @@ def probe(kind):
     code = PROBE.replace("HERE", repr(str(HERE / "grade.py")))
     try:
         with Sandbox(kind, Limits()) as box:
-            wire.send(box.control, {"seconds": 10}, json.dumps(
+            wire.send(box.control, {}, json.dumps(
                 {"before": [code], "cells": []}).encode())
             deadline = time.monotonic() + 30
             wire.receive(box.control, deadline)
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                socket.send_fds(box.control, [b"t"], [theirs.fileno()])
+                socket.send_fds(box.control, [b"0010"], [theirs.fileno()])
                 theirs.close()
                 wire.send(ours, {"op": "name", "name": "found"})
                 answer, body = wire.receive(ours, deadline)

@@ -19,6 +19,7 @@ import nbformat
 
 SOLUTION = ("BEGIN SOLUTION", "END SOLUTION")
 HIDDEN = ("BEGIN HIDDEN TESTS", "END HIDDEN TESTS")
+SCHEME = ("BEGIN MARK SCHEME", "END MARK SCHEME")
 STUBS = {"code": "# YOUR CODE HERE\nraise NotImplementedError()",
          "markdown": "YOUR ANSWER HERE"}
 KINDS = {"answer": {"solution": True}, "test": {"grade": True},
@@ -135,7 +136,8 @@ def region(source, marks):
 
 
 def student(nb):
-    """The notebook that students get: no answers, hidden tests or outputs."""
+    """The notebook that students get: no answers, hidden tests, mark schemes
+    or outputs."""
     nb = nbformat.from_dict(nb)
     for cell in nb.cells:
         info = cell.metadata.get("nbgrader", {})
@@ -150,6 +152,8 @@ def student(nb):
             cell.source, hidden = strip(source, HIDDEN)
             if hidden and not info.get("grade"):
                 raise MasterError("hidden tests outside of a test cell")
+            if info.get("task"):
+                cell.source, _ = strip(cell.source, SCHEME)
         except MasterError as error:
             raise MasterError(f"{what}: {error}") from None
         if cell.cell_type == "code":

@@ -14,11 +14,12 @@ import time
 
 import numpy as np
 
-HEADER, BODY = 16 << 20, 64 << 20     # the most bytes in a message
+HEADER, BODY = 8 << 20, 64 << 20      # the most bytes in a message
 DEPTH = 50                            # how deep lists may lie in lists
 SIZES = struct.Struct("<II")
 TYPES = {t.__name__: t for t in (
     bool, int, float, complex, str, bytes, list, tuple, dict, set, object)}
+GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 KINDS = "biufcSUMm"                   # numpy's kinds of plain data
 
 
@@ -284,13 +285,19 @@ class Unpacker:
     @staticmethod
     def generator(kind, state):
         """A random generator in that state."""
+        name = state["bit_generator"]
+        if name not in GENERATORS:
+            raise WireError(f"no random generator is called {name!r}")
+        # NumPy reads memory at a position that it does not check.
+        inner = state["state"]
+        for place, most in (("pos", 624), ("buffer_pos", 4)):
+            for part in (state, inner):
+                if not 0 <= int(part.get(place, 0)) <= most:
+                    raise WireError("a random generator in no state")
         if kind == "oldrng":
             rng = np.random.RandomState()
             rng.set_state(state)
             return rng
-        name = state["bit_generator"]
-        if name not in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"):
-            raise WireError(f"no random generator is called {name!r}")
         bits = getattr(np.random, name)()
         bits.state = state
         return np.random.Generator(bits)

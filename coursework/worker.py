@@ -290,11 +290,11 @@ def main():
     namespace = module.__dict__
     namespace["get_ipython"] = Anything()
     namespace["display"] = Anything()
-    message, body = wire.receive(control)
+    _, body = wire.receive(control)
     load(control, json.loads(body), namespace)
     last = None
     while True:
-        data, fds, _, _ = socket.recv_fds(control, 1, 1)
+        data, fds, _, _ = socket.recv_fds(control, 4, 1)
         if last is not None:
             try:
                 os.kill(last, signal.SIGKILL)
@@ -306,7 +306,7 @@ def main():
         last = os.fork()
         if last == 0:
             control.close()
-            limit({"CPU": message["seconds"]})
+            limit({"CPU": int(data)})
             Server(socket.socket(fileno=fds[0]), namespace).serve()
             os._exit(0)
         os.close(fds[0])

@@ -23,7 +23,7 @@ PAGES = cases.ROOT / "_build/html"
 def told(text):
     """The lines of a text that say something, without spaces."""
     lines = {re.sub(r"\s+", "", line) for line in text.split("\n")}
-    return {line for line in lines if len(line) >= 20}
+    return {line for line in lines if len(line) >= 30}
 
 
 def secrets(name):

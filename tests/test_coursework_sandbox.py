@@ -111,7 +111,7 @@ def look(tmp_path_factory):
             + CODE)
     os.environ["SECRET"] = "1"
     with sandbox.Sandbox("bubblewrap", sandbox.Limits(memory=1 << 30)) as box:
-        wire.send(box.control, {"seconds": 60}, json.dumps(
+        wire.send(box.control, {}, json.dumps(
             {"before": [], "cells": [[0, code]]}).encode())
         for _ in range(3):
             message, _ = wire.receive(box.control)
@@ -120,7 +120,7 @@ def look(tmp_path_factory):
         def ask(text):
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                socket.send_fds(box.control, [b"t"], [theirs.fileno()])
+                socket.send_fds(box.control, [b"0060"], [theirs.fileno()])
                 theirs.close()
                 wire.send(ours, {"op": "name", "name": "probe"})
                 answer, _ = wire.receive(ours)
