@@ -18,7 +18,7 @@ Next, with .venv/bin on your PATH (. .venv/bin/activate):
   mark by hand  cd {course} && jupyter lab, then Nbgrader, Formgrader; the
                 guide is marking/{name}.md (make release writes it)
   feedback      python -m coursework.gradebook feedback {course} {name}
-  export        python -m coursework.gradebook export {course} {name} \
+  export        python -m coursework.gradebook export {course} {name} \\
                     --to csv --out marks.csv
                 (--to canvas or moodle, with --roster FILE from there)"""
 
