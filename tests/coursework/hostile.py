@@ -1212,12 +1212,13 @@ def leak(name, why, body):
 WALK = """\
 import time
 end = time.monotonic() + 2
-tops = ["/home", "/root", "/tmp", "/mnt", "/srv", "/opt", "/media", "/work",
-        "/var", "/run", "/data", "/autograder", "/builds", os.getcwd()]
+tops = ["/" + d for d in os.listdir("/") if d not in (
+    "bin", "boot", "dev", "lib", "lib32", "lib64", "proc", "sbin", "sys")]
+tops = [os.getcwd(), *sorted(tops, key="/usr".__eq__)]
 tops += [os.path.dirname(p) for p in sys.path if p]
 tops += ["/".join(sys.executable.split("/")[:-k]) for k in (3, 4, 5)]
 tops += [f"/proc/{p}/{k}" for p in os.listdir("/proc") if p.isdigit()
-         for k in ("cwd", "root/tmp", "root/home", "root/work")]
+         for k in ("cwd", "root/tmp", "root/home", "root/srv")]
 for top in tops:
     for folder, inner, names in os.walk(top or "/nothing"):
         inner[:] = [d for d in inner if d not in (
