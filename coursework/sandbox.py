@@ -51,6 +51,7 @@ DENIED = {
         273, 294, 280, 282, 265, 425, 426, 427, 428, 429, 430, 442, 432]),
 }
 SOCKET = {"x86_64": 41, "aarch64": 198}
+BIND = {"x86_64": 49, "aarch64": 200}
 NAMESPACES = 0x7E020080           # every CLONE_NEW... flag
 
 
@@ -77,7 +78,7 @@ def rules(machine=None, network=True):
 
     Refuses mount, ptrace, new namespaces, bpf, keys, io_uring and the like
     with "operation not permitted", and any other processor's calls; without
-    `network`, sockets of the internet too.
+    `network`, sockets of the internet and names for sockets too.
     """
     machine = machine or platform.machine()
     if machine not in DENIED:
@@ -97,7 +98,8 @@ def rules(machine=None, network=True):
         code += [(jump, 0, 4, SOCKET[machine]), (load, 0, 0, 16),
                  (jump, 1, 0, socket.AF_INET),
                  (jump, 0, 1, socket.AF_INET6), (end, 0, 0, deny),
-                 (load, 0, 0, 0)]
+                 (load, 0, 0, 0),
+                 (jump, 0, 1, BIND[machine]), (end, 0, 0, deny)]
     code += [(jump, 0, 3, clone), (load, 0, 0, 16),
              (test, 0, 1, NAMESPACES), (end, 0, 0, deny),
              (end, 0, 0, allow)]
@@ -110,6 +112,13 @@ def memory_file(data):
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def prefixes():
+    """The folders that Python lies in, which the sandbox shows."""
+    return [Path("/usr"), *(Path(p) for p in sorted(
+        {sys.base_prefix, sys.prefix}, key=len)
+        if not Path(p).is_relative_to("/usr"))]
 
 
 def mounts():
@@ -125,7 +134,8 @@ def mounts():
         made.add(path)
         options.extend(["--ro-bind", str(path), str(path)])
 
-    show("/usr")
+    for prefix in prefixes():
+        show(prefix)
     for name in ("bin", "sbin", "lib", "lib64", "lib32"):
         path = Path("/", name)
         if path.is_symlink():
@@ -135,9 +145,6 @@ def mounts():
     for name in ("/etc/ld.so.cache", "/etc/alternatives"):
         if Path(name).exists():
             show(name)
-    for prefix in sorted({sys.base_prefix, sys.prefix}, key=len):
-        if not prefix.startswith("/usr/") and prefix != "/usr":
-            show(prefix)
     options.extend(["--perms", "0755", "--dir", "/grader"])
     for name in ("worker.py", "wire.py"):
         options.extend(["--ro-bind", str(HERE / name), f"/grader/{name}"])
@@ -412,8 +419,7 @@ def readable(paths, uid):
 def available(kind="bubblewrap", secrets=()):
     """None if students' code can be graded here, else what is missing.
 
-    secrets: paths that a student's code must not be able to read; only a
-    container needs them checked.
+    secrets: paths that a student's code must not be able to read.
     """
     if kind not in KINDS:
         return f"sandbox {kind!r} is not one of {', '.join(KINDS)}"
@@ -427,9 +433,16 @@ def available(kind="bubblewrap", secrets=()):
             return (f"{seen[0]} could be read by a student's code; in the "
                     "container it must belong to root and be closed to "
                     "others: chmod 600 the file or chmod 700 its folder")
-    elif not shutil.which("bwrap"):
+    shown = [p for p in secrets if kind == "bubblewrap" and any(
+        Path(p).resolve().is_relative_to(prefix.resolve())
+        for prefix in prefixes())]
+    if shown:
+        return (f"{shown[0]} lies in a folder that the sandbox shows, with "
+                "Python in it; move it elsewhere")
+    if kind == "bubblewrap" and not shutil.which("bwrap"):
         return INSTALL.format(why="bwrap (bubblewrap) is not installed")
-    elif os.geteuid() == 0 and not shutil.which("setpriv"):
+    if (kind == "bubblewrap" and os.geteuid() == 0
+            and not shutil.which("setpriv")):
         return INSTALL.format(why="setpriv (util-linux) is not installed")
     why = probe(kind)
     return INSTALL.format(why=why) if why and kind == "bubblewrap" else why

@@ -271,6 +271,21 @@ def test_an_object_does_not_pass_for_data(tmp_path):
         "honest": 3, "duck": 0, "stop": 0, "yes": 0}
 
 
+def test_a_callback_that_asserts_fails_its_test(tmp_path):
+    nb = nbformat.v4.new_notebook(cells=[cell(*c) for c in [
+        ("answer", answer("def use(f):\n    return f(1)"), "a"),
+        ("test", "def f(x):\n    assert x == 1\n    return x\n"
+         "assert use(f) in (1, None)", "q1", 1)]])
+    nbformat.write(nb, tmp_path / "m.ipynb")
+    silent = cases.answered(nb)
+    silent.cells[0].source = (
+        "def use(f):\n    try:\n        return f(2)\n"
+        "    except Exception:\n        return None")
+    rows = cases.graded(tmp_path / "m.ipynb", tmp_path, {
+        "honest": cases.answered(nb), "silent": silent})
+    assert (rows["honest"]["score"], rows["silent"]["score"]) == (1, 0)
+
+
 @pytest.mark.parametrize("broken", ["wrong", "raises", "loops"])
 def test_a_broken_master_publishes_nothing(general, tmp_path, broken):
     path, nb = general
