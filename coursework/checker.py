@@ -11,6 +11,7 @@ import socket
 import time
 
 import nbformat
+import numpy as np
 
 from coursework import wire
 from coursework.collect import Refused
@@ -108,10 +109,13 @@ class Box:
                        if c.kind == "given" and not c.needs & master.names]
         self.kind, self.limits = kind, limits
         self.deadline = time.monotonic() + limits.total_seconds
-        self.notes, self.sandbox, self.starts = [], None, 0
+        self.notes, self.sandbox, self.loaded = [], None, False
 
     def note(self, text):
-        """Keep a note, unless there are many."""
+        """Keep a note of the first time that the notebook is loaded. Later
+        a hidden test's data could come back in one."""
+        if self.loaded:
+            return
         text = shown(text)
         if text not in self.notes and len(self.notes) < NOTES:
             self.notes.append(text)
@@ -120,11 +124,11 @@ class Box:
         """Start the sandbox; leave out cells that hang or end it."""
         while True:
             self.close()
-            self.starts += 1
             box = Sandbox(self.kind, self.limits)
             self.sandbox = box.__enter__()
             at = self.load()
             if at is None:
+                self.loaded = True
                 return
             self.cells = [(i, s) for i, s in self.cells if i != at]
 
@@ -176,7 +180,7 @@ class Box:
             try:
                 self.sandbox.control.settimeout(5)
                 socket.send_fds(self.sandbox.control,
-                                [b"%04d" % math.ceil(seconds)],
+                                [b"%04d" % min(math.ceil(seconds), 9999)],
                                 [theirs.fileno()])
             except OSError:
                 self.close()
@@ -207,9 +211,11 @@ def compiled(tree, name, last=False):
     """A tree as code; with `last`, its final expression apart."""
     tail = None
     if last and tree.body and isinstance(tree.body[-1], ast.Expr):
-        tail = compile(ast.Expression(tree.body[-1].value), name, "eval")
+        tail = compile(ast.Expression(tree.body[-1].value), name, "eval",
+                       optimize=0)
         tree = ast.Module(tree.body[:-1], [])
-    return compile(tree, name, "exec"), tail
+    # Assertions count, however this Python was started.
+    return compile(tree, name, "exec", optimize=0), tail
 
 
 def imports(tree):
@@ -297,7 +303,8 @@ def clock(deadline):
 
 def number(value):
     """A final expression's value as points, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+            value, (int, float, np.integer, np.floating)):
         return None
     return float(value)
 

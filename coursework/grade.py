@@ -63,9 +63,10 @@ class Notebook:
         return nbformat.writes(self.notebook).encode()
 
 
-def code_digest():
+def code_digest(settings):
     """A fingerprint of what decides a score."""
     parts = [(HERE / f"{name}.py").read_bytes() for name in DECIDES]
+    parts.append(settings.encode())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
@@ -75,7 +76,8 @@ class Job:
     def __init__(self, master, kind="bubblewrap", limits=None):
         self.master, self.kind = master, kind
         self.limits = limits or sandbox.Limits()
-        self.reference, self.grader = None, code_digest()
+        self.reference = None
+        self.grader = code_digest(f"{kind} {self.limits}")
 
     def fork(self, submission, path):
         """Grade one submission in a process of its own; return its id."""
@@ -328,7 +330,8 @@ def arguments(argv):
     add("--sandbox", choices=sandbox.KINDS, default="bubblewrap",
         help="container: only inside a container that is thrown away")
     add("--test-seconds", type=positive(float), default=limits.test_seconds,
-        help="CPU seconds that a test may take (default %(default)g)")
+        help="CPU seconds that a test may take at most (default "
+        "%(default)g; less where the reference answer is quick)")
     add("--total-seconds", type=positive(float),
         default=limits.total_seconds,
         help="seconds for a submission (default %(default)g)")

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from coursework import grade, release
+from coursework.source import MasterError
 
 NEXT = """
 Next, with .venv/bin on your PATH (. .venv/bin/activate):
@@ -39,8 +40,11 @@ def main(argv):
     what, course, masters, name, *rest = [*argv, ""][:max(len(argv), 4)]
     course = Path(course).resolve()
     if what == "release":
-        paths = ([find(masters, name)] if name
-                 else release.masters([], Path(masters)))
+        try:
+            paths = ([find(masters, name)] if name
+                     else release.masters([], Path(masters)))
+        except MasterError as error:
+            sys.exit(f"Stopped: {error}")
         return release.main([*map(str, paths), "--course", str(course),
                              *rest])
     subs, *options = [*rest, ""][:max(len(rest), 1)]
@@ -56,7 +60,8 @@ def main(argv):
 
     bad = gradebook.main(["import", str(course), str(master),
                           str(out), subs])
-    print(NEXT.format(course=course, name=name))
+    if not bad:
+        print(NEXT.format(course=course, name=name))
     return code or bad
 
 

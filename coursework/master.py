@@ -108,6 +108,12 @@ class Names(ast.NodeVisitor):
 
     def scope(self, node):
         """A function or class: what it needs counts when it runs, later."""
+        for part in getattr(node, "decorator_list", []):
+            self.visit(part)
+        if hasattr(node, "args"):
+            for part in [*node.args.defaults, *node.args.kw_defaults]:
+                if part:
+                    self.visit(part)
         if not isinstance(node, ast.Lambda):
             self.makes.add(node.name)
         self.inside(node)

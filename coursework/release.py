@@ -45,14 +45,15 @@ def write(path, text):
         aside.write_text(text, encoding="utf-8")
 
 
-def stale(paths, folder):
-    """Student notebooks that are not what their masters give."""
+def stale(paths, folder, complete=True):
+    """Student notebooks that are not what their masters give; if the masters
+    are complete, those without one too."""
     wanted = {folder / f"{p.stem}.ipynb": text_of(load(p).student)
               for p in paths}
     for path, text in wanted.items():
         if not path.exists() or path.read_text("utf-8") != text:
             yield f"{path.name} is not what its master gives: `make release`"
-    for path in set(folder.glob("*.ipynb")) - set(wanted):
+    for path in set(folder.glob("*.ipynb")) - set(wanted) if complete else ():
         yield f"{path.name} has no master"
 
 
@@ -94,7 +95,8 @@ def main(argv=None):
         sample = all(p.resolve().parent == SAMPLE for p in paths)
         folder = options.student or (STUDENT if sample else None)
         if options.check:
-            bad = list(stale(paths, folder or STUDENT))
+            bad = list(stale(paths, folder or STUDENT,
+                             complete=not options.masters))
             print("\n".join(bad), end="\n" if bad else "")
             return 1 if bad else 0
         for path in paths:

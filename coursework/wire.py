@@ -244,6 +244,8 @@ class Unpacker:
             return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](
                 self.build(v, depth + 1) for v in tree["v"])
         if kind == "named":
+            if any(hasattr(np.ndarray, f) for f in tree["f"][:100]):
+                raise WireError("a tuple with an array's attributes")
             made = collections.namedtuple("Named", tree["f"][:100])
             return made(*(self.build(v, depth + 1) for v in tree["v"]))
         return self.small(kind, tree, depth)

@@ -159,7 +159,7 @@ class Server:
         if not last:
             return None
         return {"t": "handle", "v": self.number(x),
-                "n": type(x).__name__[:80], "c": callable(x)}
+                "n": type(x).__name__[:80]}
 
     def resolve(self, tree):
         """The object that a tree of the tests names."""

@@ -271,6 +271,41 @@ def test_an_object_does_not_pass_for_data(tmp_path):
         "honest": 3, "duck": 0, "stop": 0, "yes": 0}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_that_returns_nothing_earns_nothing(name, tmp_path):
+    """Every function returns an empty tuple, every class is empty."""
+    nb = source.student(cases.master(name))
+    empty = "\n".join(
+        f"def {answer}(*args, **kwargs):\n    return ()"
+        for answer in sorted(grade.load(SAMPLE / f"{name}.py").names))
+    nb.cells.append(nbformat.v4.new_code_cell(empty))
+    rows = cases.graded(SAMPLE / f"{name}.py", tmp_path, {"empty": nb})
+    assert rows["empty"]["score"] == 0, {
+        k: t["score"] for k, t in rows["empty"]["tests"].items()}
+
+
+def test_assertions_count_however_python_was_started(tmp_path):
+    nb = nbformat.v4.new_notebook(cells=[cell(*c) for c in [
+        ("answer", answer("def one():\n    return 1"), "a"),
+        ("test", "import numpy as np\nassert one() == 1\n"
+         "np.sum([one() == 1, one() > 0])", "q1", 2)]])
+    nbformat.write(nb, tmp_path / "m.ipynb")
+    wrong, half = cases.answered(nb), cases.answered(nb)
+    wrong.cells[0].source = "def one():\n    return 2"
+    half.cells[0].source = (
+        "calls = []\ndef one():\n    calls.append(1)\n"
+        "    return 1 if len(calls) < 3 else 0")
+    subs = cases.write(tmp_path / "subs", {"wrong": wrong, "half": half})
+    done = subprocess.run(
+        cases.command(tmp_path / "m.ipynb", subs, tmp_path / "out"),
+        cwd=cases.ROOT, capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PYTHONOPTIMIZE": "1"})
+    assert done.returncode == 0, done.stderr
+    rows = cases.rows(tmp_path / "out")
+    assert rows["wrong"]["score"] == 0
+    assert rows["half"]["score"] == 1
+
+
 def test_a_callback_that_asserts_fails_its_test(tmp_path):
     nb = nbformat.v4.new_notebook(cells=[cell(*c) for c in [
         ("answer", answer("def use(f):\n    return f(1)"), "a"),

@@ -128,7 +128,8 @@ for dtype in (np.float64, np.float32):
     assert y.dtype == dtype, f"y must have x's dtype {x.dtype}, got {y.dtype}"
     assert len(cache) == 4, "the cache must be (xhat, inv_std, gamma, rows)"
     for name, part, shape in zip(("xhat", "inv_std", "gamma", "rows"),
-                                 cache, ((6, 3), (3,), (3,), (6,))):
+                                 cache, ((6, 3), (3,), (3,), (6,)),
+                                 strict=True):
         assert np.shape(part) == shape, (
             f"{name} in the cache must have shape {shape}, got "
             f"{np.shape(part)}")
@@ -465,6 +466,7 @@ for _ in range(2):
     first(rng.normal(2, 3, (6, 3)))
 state = first.state_dict()
 assert set(state) == names, f"state_dict has the keys {sorted(state)}"
+assert np.abs(state["running_mean"]).min() > 0.01, "the buffers never moved"
 second.load_state_dict(state)
 x = rng.normal(size=(4, 3))
 for name in sorted(names):

@@ -155,7 +155,8 @@ for shape in ((6, 3), (6, 3, 4), (5, 2, 3, 2)):
     got = weighted_moments(x, rows)
     assert torch.equal(x, before[0]) and torch.equal(rows, before[1]), (
         "the arguments must not be changed")
-    for name, g, w in zip(("mean", "var", "unbiased"), got, want):
+    for name, g, w in zip(("mean", "var", "unbiased"), got, want,
+                          strict=True):
         assert g.shape == w.shape, f"{name} must be (C,)"
         assert g.dtype == torch.float64, f"{name} of float64 data"
         assert torch.allclose(g, w, rtol=1e-9), (

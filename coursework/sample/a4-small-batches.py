@@ -346,7 +346,7 @@ for shape, size, sizes in (((11, 3), 4, (6, 5)), ((4, 3), 9, (4,)),
         got = ghost_backward(sent, cache)
         assert np.array_equal(sent, dy), "dy must not be changed"
         for name, g, w in zip(("dx", "dgamma", "dbeta"), got,
-                              (dx, dgamma, dbeta)):
+                              (dx, dgamma, dbeta), strict=True):
             assert g.shape == w.shape, f"{name} must be {w.shape}"
             assert np.allclose(g, w, rtol=1e-7, atol=1e-9), (
                 f"{name} for x {shape} and ghost_size {size}")
@@ -583,7 +583,7 @@ for shape in ((6, 3), (2, 3, 3, 2)):
     inner = h * r.reshape(column) + d.reshape(column)
     want = (dy * inner).sum(axes), dy.sum(axes)
     got = renorm_backward(dy.copy(), x.copy(), gamma, r, d, eps=0.01)[1:]
-    for name, g, w in zip(("dgamma", "dbeta"), got, want):
+    for name, g, w in zip(("dgamma", "dbeta"), got, want, strict=True):
         assert g.shape == (3,), f"{name} must be (C,)"
         assert np.allclose(g, w, rtol=1e-9), f"{name} for x {shape}"
 ### END HIDDEN TESTS
