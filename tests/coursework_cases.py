@@ -35,12 +35,16 @@ def master(name):
 
 
 def mutants(name):
-    """A master's mutants: [(name, question, old, new), ...]."""
+    """A master's mutants: [(name, question, old, new), ...]; see below."""
     path = CASES / f"mutants/{name}.py"
     spec = importlib.util.spec_from_file_location("mutants", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.MUTANTS
+    # A submission with PyTorch takes three seconds: a third of them, unless
+    # all are asked for.
+    every = 3 if "autograd" in name and "COURSEWORK_ALL" not in os.environ \
+        else 1
+    return module.MUTANTS[::every]
 
 
 def mutant(name, old, new):
@@ -109,7 +113,7 @@ def command(path, subs, out, *options):
 def grade(path, subs, out, *options):
     """Grade: the finished process."""
     return subprocess.run(command(path, subs, out, *options), cwd=ROOT,
-                          capture_output=True, text=True, timeout=500)
+                          capture_output=True, text=True, timeout=570)
 
 
 def rows(out):

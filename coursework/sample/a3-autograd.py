@@ -419,6 +419,7 @@ def run(x, weight, bias):
     return weighted_batch_norm(x, rows, weight, bias, 0.1)
 
 
+assert run(*inputs).shape == (4, 2), "y must have the shape of x"
 assert torch.autograd.gradcheck(run, inputs)
 
 # %% test="q3-none" points=1
