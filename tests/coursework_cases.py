@@ -53,8 +53,9 @@ def mutant(name, old, new):
     for cell in nb.cells:
         info = cell.metadata.get("nbgrader", {})
         if info.get("solution") and cell.cell_type == "code":
-            found += cell.source.count(old)
-            cell.source = cell.source.replace(old, new)
+            own = source.region(cell.source, source.SOLUTION)
+            found += own.count(old)
+            cell.source = cell.source.replace(own, own.replace(old, new))
     assert found == 1, f"{old!r} occurs {found} times"
     return answered(nb)
 

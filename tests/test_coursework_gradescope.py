@@ -115,9 +115,10 @@ def container():
         missing("it needs root, as Gradescope's autograder has it")
     if not shutil.which("bwrap"):
         missing("bwrap (bubblewrap) is not installed")
-    options = ["bwrap", *sandbox.mounts(), "--unshare-pid", "--unshare-net",
-               "--proc", "/proc", "--dev", "/dev", "--perms", "1777",
-               "--tmpfs", "/tmp", "--perms", "0755", "--dir", "/opt",
+    options = ["bwrap", "--unshare-pid", "--unshare-net", "--proc", "/proc",
+               "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp",
+               *sandbox.mounts(),  # after /tmp, where Python may lie
+               "--perms", "0755", "--dir", "/opt",
                "--ro-bind", sys.prefix, "/opt/coursework",
                "--ro-bind", "/etc/passwd", "/etc/passwd",
                "--die-with-parent", "--cap-add", "ALL", "--clearenv",

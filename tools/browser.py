@@ -27,7 +27,8 @@ def find_browser(playwright):
 
 def pages():
     """The site's pages, relative to its root."""
-    return sorted(str(p.relative_to(SITE)) for folder in ("book", "notebooks")
+    return sorted(str(p.relative_to(SITE)) for folder in (
+                      "book", "coursework/student", "notebooks")
                   for p in (SITE / folder).glob("*.html"))
 
 
