@@ -458,8 +458,11 @@ def available(kind="bubblewrap", secrets=()):
 
 PROBE = """
 import os, socket
-found = {"uid": os.getuid(), "seen": os.path.exists(HERE),
-         "net": [name for _, name in socket.if_nameindex()]}
+found = {"uid": os.getuid(), "seen": os.path.exists(HERE), "net": []}
+try:
+    found["net"] = [name for _, name in socket.if_nameindex()]
+except OSError:
+    pass
 try:
     open("/usr/probe", "w")
     found["wrote"] = True
