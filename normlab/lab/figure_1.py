@@ -18,17 +18,22 @@ def sigmoid_network(features, hidden, classes, batch_norm, rng, std):
     """A network of sigmoid layers, with batch normalization before each
     sigmoid or without; the same `rng` gives both the same weights.
 
-    Weights are drawn from N(0, std^2), biases are 0. A layer before batch
-    normalization has no bias: beta takes its place. Source: Ioffe and
-    Szegedy (2015), section 4.1.
+    Weights are drawn from N(0, std^2), biases are 0. `std` None scales them
+    to the layer: 4 / sqrt(n_in) before a sigmoid, whose slope at 0 is 1/4,
+    and 1 / sqrt(n_in) for the last. A layer before batch normalization has
+    no bias: beta takes its place. Source: Ioffe and Szegedy (2015), section
+    4.1.
     """
     layers, sizes = [], [features, *hidden]
     for n_in, n_out in zip(sizes, sizes[1:], strict=False):
-        layers.append(Linear(n_in, n_out, rng, not batch_norm, std))
+        layers.append(Linear(n_in, n_out, rng, not batch_norm,
+                             4 / np.sqrt(n_in) if std is None else std))
         if batch_norm:
             layers.append(BatchNorm(n_out))
         layers.append(Sigmoid())
-    return Sequential(*layers, Linear(sizes[-1], classes, rng, std=std))
+    return Sequential(*layers, Linear(
+        sizes[-1], classes, rng,
+        std=1 / np.sqrt(sizes[-1]) if std is None else std))
 
 
 def evaluation(config, data, tick):
@@ -49,12 +54,14 @@ def evaluation(config, data, tick):
 
 
 def several(config, points, tick):
-    """Train networks of Figure 1 of one method side by side: what
-    `evaluation` finds of each at the checkpoints."""
+    """Train networks of Figure 1 of one method side by side ("scaled": no
+    normalisation, weights scaled to the layer): what `evaluation` finds of
+    each at the checkpoints."""
     x, y, *test = load(config["data"])
     nets = [sigmoid_network(
         x.shape[1], config["hidden"], 10, point["method"] == "BN",
-        np.random.default_rng(point["seed"]), config["weight_std"])
+        np.random.default_rng(point["seed"]),
+        None if point["method"] == "scaled" else config["weight_std"])
         for point in points]
     checks = {net: evaluation(config, test, tick) for net in nets}
     histories = train_many(
@@ -96,6 +103,8 @@ EXPERIMENT = Experiment(
     },
     full=FIGURE_1 | {
         "data": "mnist",
+        "methods": ["none", "scaled", "BN"],
+        "seeds": [0, 1, 2, 3, 4],
         "steps": 50_000,
         "checkpoints": [20, 50, 100, 200, 500,
                         *range(1000, 50_001, 1000)],
