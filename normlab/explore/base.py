@@ -5,6 +5,7 @@ from pathlib import Path
 import anywidget
 
 HERE = Path(__file__).parent
+CONTROLS = (HERE / "controls.js").read_text(encoding="utf-8")
 
 
 class Figure(anywidget.AnyWidget):
@@ -13,7 +14,9 @@ class Figure(anywidget.AnyWidget):
     A subclass names its ES module, `_esm = Path(__file__).with_suffix(
     ".js")`, which exports `default { render }`, and declares its state as
     traits tagged `sync=True`. The root of its view has the class
-    `nl-figure`; `explore.css` says which other classes there are.
+    `nl-figure`; `explore.css` says which other classes there are, and
+    `controls.js`, which stands before its module, has what sliders, menus
+    and buttons share.
     """
 
     _css = (HERE / "explore.css").read_text(encoding="utf-8")
@@ -23,7 +26,7 @@ class Figure(anywidget.AnyWidget):
         # and a thread that does so has no place in a reader's kernel.
         esm = cls.__dict__.get("_esm")
         if isinstance(esm, Path):
-            cls._esm = esm.read_text(encoding="utf-8")
+            cls._esm = CONTROLS + esm.read_text(encoding="utf-8")
         super().__init_subclass__(**kwargs)
 
     def __repr__(self):

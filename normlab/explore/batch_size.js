@@ -8,8 +8,8 @@ export const PIXELS = { dense: 1, convolutional: 16 };
 const NAMES = { dense: "dense", convolutional: "CNN" };
 
 // Images that one device normalises together, and values a channel.
-export function together({ batchSize, devices, side }) {
-  const examples = Math.floor(batchSize / devices);
+export function together({ batch_size: batch, devices, side }) {
+  const examples = Math.floor(batch / devices);
   return { examples, values: examples * side * side };
 }
 
@@ -160,9 +160,9 @@ function table(state) {
 export function sentence(state) {
   const { examples, values: m } = together(state);
   const share = `Each of ${state.devices} devices normalises ` +
-    `${examples} of ${state.batchSize} examples`;
+    `${examples} of ${state.batch_size} examples`;
   const who = state.devices === 1
-    ? `All ${state.batchSize} examples are normalised together` : share;
+    ? `All ${state.batch_size} examples are normalised together` : share;
   if (!examples) return "There are more devices than examples.";
   if (m < 2) return `${who}: one value a channel, so its output is β.`;
   if (m === 2) {
@@ -195,53 +195,13 @@ const TEMPLATE = `<div class="nl-figure">
 // A slider's positions stand for these values of its trait.
 const VALUES = { batch_size: SIZES, devices: DEVICES, side: SIDES };
 
-export function nearest(values, v) {
-  const off = values.map((w) => Math.abs(w - v));
-  return off.indexOf(Math.min(...off));
-}
-
-function snapshot(model) {
-  const keys = ["devices", "side", "axis", "errors", "quantiles"];
-  const state = Object.fromEntries(keys.map((k) => [k, model.get(k)]));
-  return { ...state, batchSize: model.get("batch_size") };
-}
-
-function show(model, root) {
-  const state = snapshot(model);
-  for (const input of root.querySelectorAll("input")) {
-    const key = input.dataset.key, v = model.get(key);
-    input.value = nearest(VALUES[key], v);
-    input.setAttribute("aria-valuetext", v);
-    input.nextElementSibling.textContent = key === "side" ? `${v} × ${v}` : v;
-  }
-  root.querySelector("select").value = state.axis;
-  root.querySelector("svg").innerHTML = drawing(state);
-  root.querySelector("table").innerHTML = table(state);
-  root.querySelector(".nl-status").textContent = sentence(state);
-}
-
 function render({ model, el }) {
-  el.innerHTML = TEMPLATE;
-  const keys = [...Object.keys(VALUES), "axis"];
-  const start = keys.map((key) => [key, model.get(key)]);
-  const set = (pairs) => {
-    for (const [key, value] of pairs) model.set(key, value);
-    model.save_changes();
-  };
-  for (const input of el.querySelectorAll("input")) {
-    const key = input.dataset.key;
-    Object.assign(input, { min: 0, max: VALUES[key].length - 1, step: 1 });
-    input.addEventListener("input", () =>
-      set([[key, VALUES[key][+input.value]]]));
-  }
-  const select = el.querySelector("select");
-  select.addEventListener("change", () => set([["axis", select.value]]));
-  el.querySelector("[data-act=reset]").addEventListener("click", () =>
-    set(start));
-  const update = () => show(model, el);
-  for (const key of keys) model.on(`change:${key}`, update);
-  update();
-  return () => keys.forEach((key) => model.off(`change:${key}`, update));
+  return control({
+    model, el, template: TEMPLATE, values: VALUES,
+    keys: ["errors", "quantiles"],
+    text: (key, v) => (key === "side" ? `${v} × ${v}` : `${v}`),
+    show: { svg: drawing, table, status: sentence },
+  });
 }
 
 export { drawing, table };

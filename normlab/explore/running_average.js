@@ -36,19 +36,19 @@ function half(steps) {
 }
 
 // The mean and the biased variance of each batch.
-export function drawBatches({ world, batchSize, steps, seed }) {
+export function drawBatches({ world, batch_size: m, steps, seed }) {
   const random = generator(seed);
   const means = [], variances = [];
   for (let t = 0; t < steps; t++) {
     let sum = 0, square = 0;
-    for (let i = 0; i < batchSize; i++) {
+    for (let i = 0; i < m; i++) {
       const z = STD * normal(random);
       sum += z;
       square += z * z;
     }
-    const mean = sum / batchSize;
+    const mean = sum / m;
     means.push(trueMean(world, t, steps) + mean);
-    variances.push(Math.max(0, square / batchSize - mean * mean));
+    variances.push(Math.max(0, square / m - mean * mean));
   }
   return { means, variances };
 }
@@ -128,7 +128,7 @@ function curves(panel, steps, dots, truth, lines) {
 
 // What the state shows: batches, the truth, and both running averages.
 export function compute(state) {
-  const { batchSize: m, steps, world, unbiased } = state;
+  const { batch_size: m, steps, world, unbiased } = state;
   const { means, variances } = drawBatches(state);
   const stored = unbiased ? variances.map((v) => bessel(v, m)) : variances;
   const momenta = [state.first, state.second];
@@ -155,7 +155,7 @@ function table(state) {
   const rows = [
     ["steps to 90 % of a jump", c.momenta.map((p) => stepsTo(0.1, p))],
     ["trembling of the mean",
-      c.momenta.map((p) => `±${two(noise(p, state.batchSize))}`)],
+      c.momenta.map((p) => `±${two(noise(p, state.batch_size))}`)],
     ["running mean at the end", c.runningMean.map((r) => two(r.at(-1)))],
     ["running variance at the end", c.runningVar.map((r) => two(r.at(-1)))],
   ].map(([name, cells]) => `<tr><th scope="row">${name}</th>` +
@@ -213,60 +213,12 @@ const VALUES = {
   steps: Array.from({ length: 10 }, (_, i) => 50 * (i + 1)),
 };
 
-export function nearest(values, v) {
-  const off = values.map((w) => Math.abs(w - v));
-  return off.indexOf(Math.min(...off));
-}
-
-function snapshot(model) {
-  const keys = ["first", "second", "steps", "world", "unbiased", "seed"];
-  const state = Object.fromEntries(keys.map((k) => [k, model.get(k)]));
-  return { ...state, batchSize: model.get("batch_size") };
-}
-
-function show(model, root) {
-  const state = snapshot(model);
-  for (const input of root.querySelectorAll("input")) {
-    const key = input.dataset.key, v = model.get(key);
-    input.value = nearest(VALUES[key], v);
-    input.setAttribute("aria-valuetext", v);
-    input.nextElementSibling.textContent = v;
-  }
-  for (const select of root.querySelectorAll("select")) {
-    select.value = String(model.get(select.dataset.key));
-  }
-  root.querySelector("svg").innerHTML = drawing(state);
-  root.querySelector("table").innerHTML = table(state);
-  root.querySelector(".nl-status").textContent = sentence(state);
-}
-
 function render({ model, el }) {
-  el.innerHTML = TEMPLATE;
-  const keys = [...Object.keys(VALUES), "world", "unbiased", "seed"];
-  const start = keys.map((key) => [key, model.get(key)]);
-  const set = (pairs) => {
-    for (const [key, value] of pairs) model.set(key, value);
-    model.save_changes();
-  };
-  for (const input of el.querySelectorAll("input")) {
-    const key = input.dataset.key;
-    Object.assign(input, { min: 0, max: VALUES[key].length - 1, step: 1 });
-    input.addEventListener("input", () =>
-      set([[key, VALUES[key][+input.value]]]));
-  }
-  for (const select of el.querySelectorAll("select")) {
-    const key = select.dataset.key;
-    select.addEventListener("change", () => set([[key,
-      key === "unbiased" ? select.value === "true" : select.value]]));
-  }
-  el.querySelector("[data-act=seed]").addEventListener("click", () =>
-    set([["seed", model.get("seed") + 1]]));
-  el.querySelector("[data-act=reset]").addEventListener("click", () =>
-    set(start));
-  const update = () => show(model, el);
-  for (const key of keys) model.on(`change:${key}`, update);
-  update();
-  return () => keys.forEach((key) => model.off(`change:${key}`, update));
+  return control({
+    model, el, template: TEMPLATE, values: VALUES, keys: ["seed"],
+    acts: { seed: ({ seed }) => ({ seed: seed + 1 }) },
+    show: { svg: drawing, table, status: sentence },
+  });
 }
 
 export default { render };

@@ -174,51 +174,17 @@ Dashed: evaluation mode. Dotted: EvalNorm. Curves end at ±${REACH}.</div>
 // A slider's positions stand for these values of its trait.
 const CHOICES = { m: SIZES, value: VALUES, eps: EPSILONS, alpha: ALPHAS };
 
-export function nearest(values, v) {
-  const off = values.map((w) => Math.abs(w - v));
-  return off.indexOf(Math.min(...off));
-}
-
-function show(model, root) {
-  const keys = [...Object.keys(CHOICES), "noise"];
-  const state = Object.fromEntries(keys.map((k) => [k, model.get(k)]));
-  for (const input of root.querySelectorAll("input")) {
-    const key = input.dataset.key, v = state[key];
-    const text = key === "value" ? two(v) : `${Math.round(v * 1e5) / 1e5}`;
-    input.value = nearest(CHOICES[key], v);
-    input.setAttribute("aria-valuetext", text);
-    input.nextElementSibling.textContent = text;
-  }
-  root.querySelector("[data-act=noise]").setAttribute(
-    "aria-pressed", String(state.noise));
-  root.querySelector("svg").innerHTML = drawing(state);
-  root.querySelector("table").innerHTML = table(state);
-  root.querySelector(".nl-status").textContent = sentence(state);
-}
-
 function render({ model, el }) {
-  el.innerHTML = TEMPLATE;
-  const keys = [...Object.keys(CHOICES), "noise"];
-  const start = keys.map((key) => [key, model.get(key)]);
-  const set = (pairs) => {
-    for (const [key, value] of pairs) model.set(key, value);
-    model.save_changes();
-  };
-  for (const input of el.querySelectorAll("input")) {
-    const key = input.dataset.key;
-    Object.assign(input, { min: 0, max: CHOICES[key].length - 1, step: 1 });
-    input.addEventListener("input", () =>
-      set([[key, CHOICES[key][+input.value]]]));
-  }
-  const press = (act, pairs) => el.querySelector(`[data-act=${act}]`)
-    .addEventListener("click", () => set(pairs()));
-  press("noise", () => [["noise", !model.get("noise")]]);
-  press("fair", () => [["alpha", ALPHAS[nearest(ALPHAS, 1 / model.get("m"))]]]);
-  press("reset", () => start);
-  const update = () => show(model, el);
-  for (const key of keys) model.on(`change:${key}`, update);
-  update();
-  return () => keys.forEach((key) => model.off(`change:${key}`, update));
+  return control({
+    model, el, template: TEMPLATE, values: CHOICES, keys: ["noise"],
+    acts: {
+      noise: ({ noise }) => ({ noise: !noise }),
+      fair: ({ m }) => ({ alpha: ALPHAS[nearest(ALPHAS, 1 / m)] }),
+    },
+    text: (key, v) => (key === "value" ? two(v)
+      : `${Math.round(v * 1e5) / 1e5}`),
+    show: { svg: drawing, table, status: sentence },
+  });
 }
 
 export default { render };

@@ -1,13 +1,10 @@
 // Run with: node --test tests/js
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 
-// As a data URL, since the file's name says nothing of its module type.
-const file = new URL("../../normlab/explore/batch_size.js", import.meta.url);
-const text = await readFile(file, "utf8");
-const figure = await import(
-  `data:text/javascript;base64,${Buffer.from(text).toString("base64")}`);
+import { load } from "./figure.mjs";
+
+const figure = await load("batch_size");
 
 // Printed by normlab.explore.batch_size: mean_scale(m), scale_quantiles().
 const MEANS = { 4: 1.59576912, 8: 1.20360444, 32: 1.04143654, 256: 1.00491789 };
@@ -20,7 +17,7 @@ const ERRORS = {
   convolutional: { BN: [5, 5, 5, 5, 5, 6, 7], GN: [5, 5, 5, 5, 5, 6, 7] },
 };
 const START = {
-  batchSize: 8, devices: 4, side: 4, axis: "examples", errors: ERRORS,
+  batch_size: 8, devices: 4, side: 4, axis: "examples", errors: ERRORS,
   quantiles: QUANTILES,
 };
 const near = (got, want, tolerance) =>
@@ -28,7 +25,7 @@ const near = (got, want, tolerance) =>
 
 test("what is normalised together", () => {
   assert.deepEqual(figure.together(START), { examples: 2, values: 32 });
-  assert.deepEqual(figure.together({ batchSize: 2, devices: 8, side: 4 }),
+  assert.deepEqual(figure.together({ batch_size: 2, devices: 8, side: 4 }),
     { examples: 0, values: 0 });
 });
 
@@ -59,11 +56,11 @@ test("a net's runs move to the right where values are counted", () => {
 });
 
 test("every state draws and says something, and never NaN", () => {
-  for (const batchSize of figure.SIZES) {
+  for (const batch_size of figure.SIZES) {
     for (const devices of figure.DEVICES) {
       for (const side of figure.SIDES) {
         for (const axis of ["examples", "values"]) {
-          const state = { ...START, batchSize, devices, side, axis };
+          const state = { ...START, batch_size, devices, side, axis };
           const all = figure.drawing(state) + figure.table(state) +
             figure.sentence(state);
           assert.doesNotMatch(all, /NaN|undefined|null/);
@@ -77,7 +74,7 @@ test("the sentence names what happens", () => {
   assert.match(figure.sentence(START), /4 devices normalises 2 of 8.*m = 32/);
   assert.match(figure.sentence({ ...START, side: 1 }), /m = 2.*−1 and \+1/);
   assert.match(figure.sentence({ ...START, devices: 8, side: 1 }), /output is β/);
-  assert.match(figure.sentence({ ...START, batchSize: 2 }), /more devices/);
+  assert.match(figure.sentence({ ...START, batch_size: 2 }), /more devices/);
   assert.match(figure.sentence({ ...START, devices: 1 }), /All 8 .*m = 128/);
 });
 

@@ -1,13 +1,11 @@
 // The calculations of the figure DragBatch. Run: node --test tests/js/
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
 import test from "node:test";
 
-const path = "../../normlab/explore/drag_batch.js";
-const text = await readFile(new URL(path, import.meta.url), "utf8");
+import { load } from "./figure.mjs";
+
 const { ACTIONS, MOST, REACH, allowed, batchNorm, bound, clamp, epsText,
-  levels, normalise, number, stats, verdict } = await import(
-  `data:text/javascript,${encodeURIComponent(text)}`);
+  levels, normalise, number, stats, verdict } = await load("drag_batch");
 
 const BATCH = [1, 3, 3, 9]; // the chapter's worked example
 const EPS = 1e-12;

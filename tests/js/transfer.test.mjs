@@ -1,13 +1,10 @@
 // Run with: node --test tests/js
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 
-// As a data URL, since the file's name says nothing of its module type.
-const file = new URL("../../normlab/explore/transfer.js", import.meta.url);
-const text = await readFile(file, "utf8");
-const figure = await import(
-  `data:text/javascript;base64,${Buffer.from(text).toString("base64")}`);
+import { load } from "./figure.mjs";
+
+const figure = await load("transfer");
 
 const START = { m: 4, value: 3, eps: 1e-5, alpha: 0.15, noise: true };
 // Printed by normlab.explore.transfer.curve.
@@ -89,9 +86,4 @@ test("the sentence names bound, slopes and epsilon", () => {
   assert.match(figure.sentence(START), /4 values .* 1e-5|0\.00001/);
   assert.match(figure.sentence(START), /exceed 1\.73; .* 1\.13, .* 1\.00/);
   assert.match(figure.sentence({ ...START, m: 2, eps: 0 }), /0 is 0\.80/);
-});
-
-test("the nearest position of a slider", () => {
-  assert.equal(figure.nearest(figure.SIZES, 4), 2);
-  assert.equal(figure.nearest(figure.ALPHAS, 0.14), 7);
 });

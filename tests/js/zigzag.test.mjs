@@ -1,13 +1,12 @@
 // Run by `node --test tests/js`: the calculations behind the zigzag figure.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-const source = readFileSync(
-  new URL("../../normlab/explore/zigzag.js", import.meta.url), "utf8");
+import { load } from "./figure.mjs";
+
 const { countSteps, descend, eigen, hessian, inputs, loss, standardise,
         stepsTo, summary, verdict } =
-  await import(`data:text/javascript,${encodeURIComponent(source)}`);
+  await load("zigzag");
 
 const state = {
   points: [[-6, -1], [-4, -5], [-3, 3], [-2, -3], [-1, 1], [0, -2],
