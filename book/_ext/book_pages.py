@@ -2,7 +2,7 @@
 
 - The page book/evidence lists every claim with what its chapter measured,
   read from the notebooks' outputs; it stands where the page says
-  ```{evidence}```.
+  ```{evidence}```, and assets/evidence.js filters it.
 - A claim's printed line gets the anchor `claim-<id>`.
 - An equation with \\tag{3.4} gets the anchor `equation-3-4`, and "(3.4)"
   in the text of any page becomes a link to it.
@@ -60,30 +60,51 @@ def authors_and_year(entry):
     return ", ".join(filter(None, [who, entry.fields.get("year")]))
 
 
+def entry_lines(e, measured_line, bib):
+    """One claim of the evidence page, in Markdown. Its classes are what the
+    page's filter goes by."""
+    name, chapter = e["id"], e["chapter"]
+    cited = "; ".join(
+        f"[{authors_and_year(bib[key])}](bibliography.md#{key})"
+        for key in e.get("cite", []))
+    classes = ["claim-entry", f"verdict-{e['verdict']}",
+               f"chapter-{int(chapter[:2])}"]
+    if e.get("popular"):
+        classes.append("popular")
+    return [
+        f"````{{container}} {' '.join(classes)}", f"(claim-{name})=", "",
+        f"**{VERDICTS[e['verdict']]}.** {e['statement']}", "",
+        f"- Who says it: {e['who']}",
+        *([f"- See: {cited}"] if cited else []),
+        f"- Measured: {measured_line} "
+        f"([the cell](../notebooks/{chapter}.ipynb#claim-{name}))",
+        *([f"- Published: {e['published']}"] if e.get("published") else []),
+        "````", ""]
+
+
+def popular_table(entries):
+    """The popular claims, numbered, in a Markdown table."""
+    found = sorted((e for e in entries if e.get("popular")),
+                   key=lambda e: e["popular"])
+    if not found:
+        return []
+    return ["## What people say most often", "",
+            "| | They say | Verdict |", "|---|---|---|",
+            *(f"| {e['popular']} | [{e['statement']}](#claim-{e['id']}) | "
+              f"{VERDICTS[e['verdict']]} |" for e in found), ""]
+
+
 def evidence(root):
-    """The evidence page's tables, in Markdown."""
+    """The evidence page's lists, in Markdown."""
     bib = parse_file(root / "book/references.bib").entries
     registry = (root / "book/evidence.yml").read_text("utf-8")
     entries = yaml.safe_load(registry) or []
-    values, lines = measured(root), []
+    values, lines = measured(root), popular_table(entries)
     for chapter in sorted({e["chapter"] for e in entries}):
         number = int(chapter[:2])
         lines += [f"## Chapter {number}: {title(root, chapter)}", ""]
         for e in (e for e in entries if e["chapter"] == chapter):
-            name = e["id"]
-            cited = "; ".join(
-                f"[{authors_and_year(bib[key])}](bibliography.md#{key})"
-                for key in e.get("cite", []))
-            lines += [
-                f"(claim-{name})=", "",
-                f"**{VERDICTS[e['verdict']]}.** {e['statement']}", "",
-                f"- Who says it: {e['who']}",
-                *([f"- See: {cited}"] if cited else []),
-                f"- Measured: {values[name]} "
-                f"([the cell](../notebooks/{chapter}.ipynb#claim-{name}))"]
-            if e.get("published"):
-                lines.append(f"- Published: {e['published']}")
-            lines.append("")
+            lines += entry_lines(e, values[e["id"]], bib)
     return "\n".join(lines)
 
 
