@@ -7,6 +7,7 @@ import numpy as np
 from normlab.lab import (
     cnn,
     figure_1,
+    figure_1_start,
     keras_dense,
     leakage,
     sequences,
@@ -21,6 +22,7 @@ SCALES = ("live", "full")
 # its experiment runs.
 EXPERIMENTS = {
     "figure-1": figure_1.EXPERIMENT,
+    "figure-1-start": figure_1_start.EXPERIMENT,
     "cnn": cnn.EXPERIMENT,
     "keras-dense": keras_dense.EXPERIMENT,
     "leakage": leakage.EXPERIMENT,
