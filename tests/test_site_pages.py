@@ -126,6 +126,42 @@ def test_evidence_lists_every_claim_and_leads_to_its_cell(page, site):
     assert page.locator(":target.claim").count() == 1
 
 
+def test_evidence_is_filtered_and_the_address_says_how(page, site):
+    claims = yaml.safe_load((ROOT / "book/evidence.yml").read_text())
+    false = [c for c in claims if c["verdict"] == "false"]
+    address = site + "book/evidence.html"
+    shown = page.locator(".claim-entry:visible")
+    page.goto(address)
+    form = page.locator(".claim-filter")
+    form.locator("[name=verdict]").select_option("false")
+    assert shown.count() == len(false)
+    assert f"{len(false)} of {len(claims)}" in form.inner_text()
+    assert page.url == address + "?verdict=false"
+    form.locator("[name=words]").fill("Decorrelates")
+    assert 0 < shown.count() < len(false)
+    assert page.locator("h2:visible", has_text="Chapter 7").count() == 0
+    form.locator("button").click()
+    page.wait_for_function("!location.search")
+    assert shown.count() == len(claims)
+    page.goto(address + "?chapter=7&verdict=partly")
+    assert shown.count() == sum(
+        c["chapter"].startswith("07") and c["verdict"] == "partly"
+        for c in claims)
+    # A link to a claim shows it whatever was chosen.
+    page.evaluate(f"location.hash = 'claim-{claims[0]['id']}'")
+    page.wait_for_function("!location.search")
+    assert page.locator(f"[id='claim-{claims[0]['id']}']").is_visible()
+
+
+def test_evidence_has_the_sixteen_popular_claims(page, site):
+    page.goto(site + "book/evidence.html")
+    rows = page.locator("table").first.locator("tbody tr")
+    assert [row.locator("td").first.inner_text()
+            for row in rows.all()] == [str(n) for n in range(1, 17)]
+    page.locator("[name=popular]").check()
+    assert page.locator(".claim-entry:visible").count() == 16
+
+
 def test_search_finds_a_word(page, site):
     page.goto(site + "search.html?q=projector")
     page.locator("#search-results li a").first.wait_for()

@@ -161,7 +161,7 @@ def claims(nb):
 
 def check_evidence(registry, nbs):
     """Registry and chapters name the same claims, in the same chapters."""
-    listed = {}
+    listed, popular = {}, set()
     for entry in registry:
         name = entry["id"]
         if name in listed:
@@ -172,6 +172,9 @@ def check_evidence(registry, nbs):
         for field in ("statement", "who", "chapter"):
             if not entry.get(field):
                 yield f"evidence.yml: {name} has no {field}"
+        if entry.get("popular") in popular:
+            yield f"evidence.yml: {name} repeats a popular claim's number"
+        popular.add(entry.get("popular", name))
         for key in set(entry.get("cite", [])) - citation_keys():
             yield f"evidence.yml: {name} cites {key}, not in references.bib"
     seen = {}

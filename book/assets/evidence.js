@@ -48,8 +48,8 @@ what people say most often</label>
     form.querySelector("output").textContent =
       `${shown} of ${claims.length} claims`;
     const query = new URLSearchParams(choice).toString();
-    history.replaceState(
-      null, "", (query && `?${query}`) + location.hash || location.pathname);
+    history.replaceState(null, "",
+      location.pathname + (query && `?${query}`) + location.hash);
   }
 
   for (const [name, value] of new URLSearchParams(location.search)) {
