@@ -199,18 +199,21 @@ def environment(home):
 
 
 class Cgroup:
-    """Bounds the memory and number of all processes together, where the
-    system lets us; `bounded` says whether memory is."""
+    """Bounds the memory and number of all processes together, and gives
+    them one share of the processor however many they are, where the system
+    lets us; `bounded` says whether memory is."""
 
     def __init__(self, name, limits):
         self.made, self.bounded = [], False
         two = (CGROUPS / "cgroup.controllers").exists()
         files = ([("", "memory.max", limits.memory),
                   ("", "memory.swap.max", 0),
-                  ("", "pids.max", limits.processes + 8)] if two else
+                  ("", "pids.max", limits.processes + 8),
+                  ("", "cpu.weight", 100)] if two else
                  [("memory", "memory.limit_in_bytes", limits.memory),
                   ("memory", "memory.memsw.limit_in_bytes", limits.memory),
-                  ("pids", "pids.max", limits.processes + 8)])
+                  ("pids", "pids.max", limits.processes + 8),
+                  ("cpu", "cpu.shares", 1024)])
         for part, file, value in files:
             folder = CGROUPS / part / name
             try:

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 import coursework_cases as cases
 import nbformat
@@ -337,6 +338,31 @@ def test_what_the_sandbox_shows_holds_no_secret():
     inside = os.path.join(sys.prefix, "masters/a1.ipynb")
     assert "a1.ipynb lies in a folder" in sandbox.available(
         secrets=[cases.ROOT / "coursework", inside])
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0,
+                    reason="only root makes processor groups")
+def test_many_processes_have_one_share_of_the_processor():
+    groups = [sandbox.Cgroup(f"coursework-{os.getpid()}-{k}",
+                             sandbox.Limits()) for k in (1, 2)]
+    spin = "import os\nos.sched_setaffinity(0, {0})\nwhile True: pass"
+    running = []
+    try:
+        if not any((f / name).exists() for f in groups[0].made
+                   for name in ("cpu.shares", "cpu.weight")):
+            pytest.skip("this system gives no processor groups")
+        for group, count in zip(groups, (6, 1), strict=True):
+            running += [subprocess.Popen(
+                [sys.executable, "-c", spin], preexec_fn=group.enter)
+                for _ in range(count)]
+        time.sleep(2)
+    finally:
+        for process in running:
+            process.kill()
+        used = [os.wait4(p.pid, 0)[2].ru_utime for p in running]
+        for group in groups:
+            group.remove()
+    assert used[-1] > 0.3 * sum(used)  # without groups: a seventh
 
 
 def test_old_notebooks_are_read():
