@@ -6,6 +6,7 @@ import numpy as np
 
 from normlab.lab import (
     cnn,
+    depth,
     figure_1,
     figure_1_start,
     initialisation,
@@ -27,6 +28,8 @@ EXPERIMENTS = {
     "figure-1-start": figure_1_start.EXPERIMENT,
     "cnn": cnn.EXPERIMENT,
     "initialisation": initialisation.EXPERIMENT,
+    "depth": depth.EXPERIMENT,
+    "depth-gradients": depth.GRADIENTS,
     "keras-dense": keras_dense.EXPERIMENT,
     "leakage": leakage.EXPERIMENT,
     "learning-rates": learning_rates.EXPERIMENT,
