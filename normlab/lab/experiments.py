@@ -6,6 +6,7 @@ import numpy as np
 
 from normlab.lab import (
     cnn,
+    covariate_shift,
     depth,
     figure_1,
     figure_1_start,
@@ -28,6 +29,7 @@ EXPERIMENTS = {
     "figure-1-start": figure_1_start.EXPERIMENT,
     "cnn": cnn.EXPERIMENT,
     "initialisation": initialisation.EXPERIMENT,
+    "covariate-shift": covariate_shift.EXPERIMENT,
     "depth": depth.EXPERIMENT,
     "depth-gradients": depth.GRADIENTS,
     "keras-dense": keras_dense.EXPERIMENT,
