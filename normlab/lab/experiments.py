@@ -12,6 +12,7 @@ from normlab.lab import (
     figure_1_start,
     initialisation,
     keras_dense,
+    landscape,
     leakage,
     learning_rates,
     sequences,
@@ -42,6 +43,7 @@ EXPERIMENTS = {
     "small-batches-dense": small_batches.DENSE_EXPERIMENT,
     "train-test-gap": train_test_gap.EXPERIMENT,
     "shift": shift.EXPERIMENT,
+    "landscape": landscape.EXPERIMENT,
 }
 
 
