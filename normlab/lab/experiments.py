@@ -10,6 +10,7 @@ from normlab.lab import (
     depth,
     figure_1,
     figure_1_start,
+    gamma_beta,
     initialisation,
     keras_dense,
     landscape,
@@ -47,6 +48,7 @@ EXPERIMENTS = {
     "small-batches-dense": small_batches.DENSE_EXPERIMENT,
     "train-test-gap": train_test_gap.EXPERIMENT,
     "shift": shift.EXPERIMENT,
+    "gamma-beta": gamma_beta.EXPERIMENT,
     "landscape": landscape.EXPERIMENT,
 }
 
