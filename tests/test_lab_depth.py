@@ -147,9 +147,9 @@ def test_both_experiments_return_what_they_promise():
 def test_best_is_chosen_by_validation():
     points = [{"method": "plain", "blocks": 20, "learning_rates": [1, 2],
                "val": [[0.5, 0.5], [0.9, 0.3]],
-               "test": [[0.1, 0.2], [0.3, 0.4]]}]
+               "test": [[0.3, 0.4], [0.1, 0.2]]}]
     lr, test = depth.best(points, "plain", 20)
-    assert lr == 2 and test.tolist() == [0.3, 0.4]
+    assert lr == 2 and test.tolist() == [0.1, 0.2]
     with pytest.raises(ValueError, match="'plain' and 50 blocks"):
         depth.best(points, "plain", 50)
 

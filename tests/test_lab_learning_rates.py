@@ -6,7 +6,7 @@ import torch
 
 from normlab.lab import experiments
 from normlab.lab import learning_rates as rates
-from normlab.lab.train import train
+from normlab.lab.train import History, train
 from normlab.numpy_layers import BatchNorm, Linear
 
 SMALL = {"images": [60, 40], "steps": 4, "checkpoints": [0, 2, 4],
@@ -100,14 +100,14 @@ def test_points_together_as_alone(name):
 
 def test_what_is_kept_is_what_training_gave():
     config = experiments.configuration("learning-rates", "live") | SMALL
-    point = {"depth": 2, "init": "He", "method": "none", "lr": 1.0,
+    point = {"depth": 2, "init": "He", "method": "none", "lr": 0.1,
              "seed": 2}
     got = rates.learn(config, point, lambda step: None)
     x, y, x_test, y_test = rates.subset(config)
     assert len(x) == 60 and len(x_test) == 40
     net = rates.relu_network(64, 2, 5, 10, "none", "He", 2)
     start = rates.hidden_weights(net)
-    history = train(net, x, y, 4, 20, 1.0, 2)
+    history = train(net, x, y, 4, 20, 0.1, 2)
     np.testing.assert_allclose(got["loss"],
                                history.losses.reshape(2, 2).mean(axis=1),
                                rtol=0.01)
@@ -119,6 +119,21 @@ def test_what_is_kept_is_what_training_gave():
     assert 0 < got["last_angle"] < np.pi and got["finite"]
 
 
+def test_summary_takes_the_right_weights():
+    config = {"stretch": 2, "levels": [1.0]}
+    weights = [np.array([[a, b]]) for a, b in (
+        (1.0, 0.0), (0.0, 1.0), (2.0, 0.0), (3.0, 3.0))]
+    values = [(0.1, None, [weights[0]]), (None, None, [weights[1]]),
+              (0.2, None, None), (None, None, [weights[2]]),
+              (0.3, 0.4, [weights[3]])]
+    got = rates.summary(config, History(np.array([2.0, 4, 1, 1]),
+                                        [0, 1, 2, 3, 4], values))
+    assert got["accuracy"] == [0.1, 0.2, 0.3]
+    assert got["train_accuracy"] == 0.4 and got["loss"] == [3, 1]
+    assert got["growth"] == 18 and got["first_angle"] == 1.57
+    assert got["last_angle"] == 0.785
+
+
 def test_a_run_that_diverges_says_so():
     runs = experiments.run("learning-rates", **SMALL, methods=["none"])
     assert len(runs) == 6
@@ -126,3 +141,13 @@ def test_a_run_that_diverges_says_so():
         assert run["finite"] is (run["lr"] < 1)
         assert (run["growth"] is None) is (run["lr"] > 1)
         assert all(v is None or np.isfinite(v) for v in run["loss"])
+
+
+def test_here_is_the_experiment():
+    small = SMALL | {"learning_rates": [0.1], "seeds": [1]}
+    got = rates.here(**small)
+    want = experiments.run("learning-rates", **small)
+    assert [(r["method"], r["seed"]) for r in got] == [("none", 1), ("BN", 1)]
+    for a, b in zip(got, want, strict=True):
+        assert a["method"] == b["method"]
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=0.01)

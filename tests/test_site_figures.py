@@ -6,6 +6,9 @@ FIGURES = {
     "notebooks/01-why-scale-matters.html": "Learning rate",
     "notebooks/02-forward.html": "γ",
     "notebooks/06-train-and-inference.html": "momentum",
+    "notebooks/14-learning-rates.html": "learning rate",
+    "notebooks/19-scale-invariance.html": "learning rate",
+    "notebooks/16-depth.html": "batch size",
     "notebooks/22-small-batches.html": "batch size",
     "notebooks/23-train-test-gap.html": "values a channel",
 }

@@ -62,7 +62,6 @@ EXTRAS = {
     "18-smoother-landscape": ("torch", ["torch"]),
     "19-scale-invariance": ("torch", ["torch"]),
     "20-noise-and-regularisation": ("torch", ["torch"]),
-    "21-gamma-and-beta": ("torch", ["torch"]),
     "22-small-batches": ("torch", ["torch"]),
     "23-train-test-gap": ("torch", ["torch"]),
     "24-leakage": ("torch", ["torch"]),

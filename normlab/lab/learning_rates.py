@@ -226,3 +226,16 @@ EQUAL = EXPERIMENT._replace(
         "stretch": 250,
     },
 )
+
+
+def here(**changes):
+    """Run the live experiment with changes to its configuration, networks
+    of one kind side by side: one dict a point, as in a record."""
+    config, rows = EXPERIMENT.live | changes, []
+    for depth in config["depths"]:
+        for method in config["methods"]:
+            points = [p for p in grid(config)
+                      if p["depth"] == depth and p["method"] == method]
+            found = several(config, points, lambda step: None)
+            rows += [p | r for p, r in zip(points, found, strict=True)]
+    return rows
