@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "coursework/sample"
 CASES = ROOT / "tests/coursework"
 NAMES = sorted(p.stem for p in SAMPLE.glob("*.py"))
-ANSWER = re.compile("(%s.*?%s)" % source.SOLUTION, re.DOTALL)
+ANSWER = re.compile("({}.*?{})".format(*source.SOLUTION), re.DOTALL)
 
 
 def need_sandbox():
