@@ -118,6 +118,14 @@ def test_dead_units_by_hand():
     assert dead_units(n, X, 16)[0] == pytest.approx(2 / 8)
 
 
+def test_a_unit_alive_on_one_batch_of_the_epoch_is_alive():
+    n, rare = net(False), np.zeros_like(X)
+    rare[5, 0] = 1  # the one example that the units see
+    n.layers[0].weight[:] = np.eye(1, 6)
+    assert dead_units(n, rare, 16)[0] == 0
+    assert dead_units(n, -rare, 16)[0] == 1
+
+
 def test_running_statistics_can_kill_in_evaluation_alone():
     n = net(True)
     n.layers[1].running_mean[:4] = 1000

@@ -53,6 +53,17 @@ def test_gaussian_norms_by_sampling():
         assert land.gaussian_norm(p, 50) == pytest.approx(want, rel=0.01)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])
+def test_epsilon_is_a_variance_for_every_order(p):
+    zero = torch.zeros(4, 2, dtype=torch.float64)
+    torch.testing.assert_close(land.lp_norm(zero, p, 1e-4),
+                               torch.full((1, 2), 0.01).double())
+    d = torch.tensor([[0.01], [-0.02], [0.03]], dtype=torch.float64)
+    m = d.abs().pow(p).mean() if p < INF else d.max()
+    want = (m + 0.01 ** p) ** (1 / p) if p < INF else m + 0.01
+    assert land.lp_norm(d, p, 1e-4).item() == pytest.approx(want.item())
+
+
 def test_order_two_is_batch_normalization():
     z = torch.randn(30, 4, dtype=torch.float64) * 0.01
     torch.testing.assert_close(

@@ -55,8 +55,6 @@ EXTRAS = {
     "10-cuda-kernels": ("kernels", ["torch", "triton"]),
     "11-deployment": ("onnx", ["torch", "onnxruntime", "onnxscript"]),
     "12-many-devices": ("torch", ["torch"]),
-    "14-learning-rates": ("torch", ["torch"]),
-    "15-initialisation": ("torch", ["torch"]),
     "16-depth": ("torch", ["torch"]),
     "17-not-covariate-shift": ("torch", ["torch"]),
     "18-smoother-landscape": ("torch", ["torch"]),

@@ -189,7 +189,7 @@ export function sentence(state) {
     rest.push("The gain enters in the first layer only.");
   }
   let what = "keeps its size to within a factor of three";
-  if (Math.abs(total) >= 0.5) {
+  if (Math.abs(total) >= Math.log10(3)) {
     what = `${total > 0 ? "grows" : "shrinks"} on its way to the first ` +
       `layer, to ${power(total)} times its size`;
     if (Math.abs(total) >= 4) {

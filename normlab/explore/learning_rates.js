@@ -6,6 +6,7 @@ export const DEPTHS = [3, 8, 20];
 export const STEPS = [30, 60, 120, 210, 300, 450, 600];
 export const METHODS = ["BN", "none"];
 const BAR = 80; // percent: a rate that gets there is called usable
+const CHANCE = 20; // percent: below it nothing to speak of was learnt
 const INK = { BN: "nl-after", none: "" };
 const INITS = { He: "He initialisation", default: "PyTorch's initialisation" };
 
@@ -124,7 +125,7 @@ export function table(state) {
     },
     "best rate, accuracy": (m) => {
       const { lr, right } = best(state, m);
-      return `${lr}, ${percent(right)}`;
+      return right < CHANCE ? "at chance" : `${lr}, ${percent(right)}`;
     },
     [`rates at ${BAR} % or more`]: (m) => {
       const all = usable(state, m);
@@ -147,10 +148,15 @@ export function sentence(state) {
     `${rates[i]}, ${steps[k]} steps: `;
   const [bn, none] = METHODS.map((m) => look(state, m, i, k).right[0]);
   const far = METHODS.map((m) => best(state, m));
-  const lead = (a, b) => (Math.abs(a - b) < 0.05 ? "level with it"
+  const lead = (a, b) => (Math.abs(a - b) < 0.05 ? "level with no BN"
     : `${Math.abs(a - b).toFixed(1)} points ${a > b ? "ahead" : "behind"}`);
-  const here = bn < 20 && none < 20 ? "neither network has learnt anything"
+  const chance = (...all) => all.every((v) => v < CHANCE);
+  const here = chance(bn, none) ? "neither network has learnt anything yet"
     : `BN is ${lead(bn, none)}`;
+  if (chance(far[1].right)) {
+    return `${where}${here}. Without BN ${chance(far[0].right)
+      ? "or with it, " : ""}no rate has got anywhere by this step.`;
+  }
   return `${where}${here}. Each at its own best rate (${far[0].lr} and ` +
     `${far[1].lr}), BN is ${lead(far[0].right, far[1].right)}.`;
 }

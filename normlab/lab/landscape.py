@@ -39,7 +39,8 @@ def lp_normalise(z, p, eps=1e-5):
     norm, scaled so that Gaussian values come out with variance about 1.
 
     With p = 2 this is batch normalization. Source: Santurkar et al. (2018),
-    section 3.3, up to the scale.
+    section 3.3, up to the scale; they take the norm before the mean is
+    subtracted.
     """
     d = z - z.mean(-2, keepdim=True)
     return d / (lp_norm(d, p, eps) / gaussian_norm(p, z.shape[-2]))

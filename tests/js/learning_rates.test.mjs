@@ -61,7 +61,9 @@ test("the table names what is there and what is not", () => {
   assert.match(html, /0\.3, 92\.0 %/);
   assert.match(html, /not finite/);
   assert.match(html, /0\.01 to 3</);
-  assert.match(figure.table({ ...START, init: "default" }), /<td>none</);
+  const dead = figure.table({ ...START, init: "default" });
+  assert.match(dead, /<td>none</);
+  assert.match(dead, /<td>at chance</);
 });
 
 test("the sentence compares at this rate and at the best", () => {
@@ -70,6 +72,12 @@ test("the sentence compares at this rate and at the best", () => {
     "points ahead. Each at its own best rate (0.3 and 0.1), BN is 2.0 " +
     "points ahead.");
   assert.match(figure.sentence({ ...START, lr: 10 }), /neither/);
+  assert.match(figure.sentence({ ...START, init: "default" }),
+    /Without BN no rate has got anywhere by this step\.$/);
+  const lost = { ...RUNS, "He 8 BN": RUNS["default 8 none"],
+    "He 8 none": RUNS["default 8 none"] };
+  assert.match(figure.sentence({ ...START,
+    sweep: { ...START.sweep, runs: lost } }), /Without BN or with it, no rate/);
   const level = { ...START.sweep, runs: { ...RUNS, "He 8 none": RUNS["He 8 BN"] } };
   assert.match(figure.sentence({ ...START, sweep: level }), /is level with/);
   const swapped = { ...RUNS, "He 8 none": RUNS["He 8 BN"],
