@@ -45,11 +45,11 @@ def test_a_slider_follows_the_mouse_and_the_figure_the_slider(
     figure.wait_for()
     slider = figure.locator("input[type=range]").first
     slider.scroll_into_view_if_needed()
-    before = figure.locator("svg").first.inner_html()
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 0.2 * box["width"],
                      box["y"] + box["height"] / 2)
     low = float(slider.input_value())
+    before = figure.locator("svg").first.inner_html()
     page.mouse.click(box["x"] + 0.9 * box["width"],
                      box["y"] + box["height"] / 2)
     assert float(slider.input_value()) > low
