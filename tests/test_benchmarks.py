@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy, peers, report, speed
+from normlab.lab import records
 
 SMALL = {"NCHW": (4, 3, 5, 5), "NHWC": (4, 3, 5, 5), "2-D": (12, 3)}
 
@@ -83,9 +84,18 @@ def test_nan_never_meets_the_goal():
 
 
 def test_record_says_where_it_comes_from(tmp_path):
-    path = report.write("smoke", [{"ratio": 1.0}], tmp_path, rounds=1)
+    path = report.write("smoke", [{"ratio": 1.0}], tmp_path, rounds=1,
+                        seconds={5000: 2.5})
     record = json.loads(path.read_text())
+    assert record["settings"]["seconds"] == {"5000": 2.5}
     assert record["hardware"]["threads"] == 1
     assert {"numpy", "torch", "python"} <= set(record["versions"])
     assert record["date"] and record["results"] == [{"ratio": 1.0}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_record_is_json():
+    paths = list(records.shipped().glob("*.json"))
+    assert len(paths) >= 20
+    for path in paths:
+        assert json.loads(path.read_text())["command"]

@@ -22,7 +22,8 @@ def replacing(path):
 
 
 def write_json(path, value):
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as JSON, whole or not at all. Keys become strings."""
+    value = json.loads(json.dumps(value))
     with replacing(path) as aside:
         aside.write_text(layout(value) + "\n", encoding="utf-8")
 
