@@ -49,7 +49,8 @@ PROBES = {
     "write site": ("tried(lambda: open(np.__file__, 'a'))",
                    lambda v: "Err" in v),
     "write dev": ("tried(lambda: open('/dev/x', 'w'))", lambda v: "Err" in v),
-    "write tmp": ("open('/tmp/a-student-wrote-this', 'w').write('ok')", lambda v: v == 2),
+    "write tmp": ("open('/tmp/by-a-student', 'w').write('ok')",
+                  lambda v: v == 2),
     "fill tmp": ("tried(fill)", lambda v: "OSError" in v),
     "big file": ("tried(lambda: open('/tmp/b', 'wb').write("
                  "bytes(60 << 20)))", lambda v: "OSError" in v),
